@@ -1,0 +1,399 @@
+"""Search against pymoo and DEAP: a surrogate's front, and the test problems of the field."""
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from deap import algorithms, base, creator, tools
+from pymoo.algorithms.moo.nsga3 import NSGA3 as PymooNSGA3
+from pymoo.core.problem import Problem
+from pymoo.optimize import minimize
+
+import mapjax as mj
+from benchmarks._report import against, parser, report, timed
+from mapjax import pareto, search
+from mapjax.search._archive import Archive, archive_weights
+
+GENERATIONS = 150
+DIRECTIONS = 100
+
+
+class Quadratics(eqx.Module):
+    """What MAP searches: one quadratic of the coefficients per task."""
+
+    constant: jax.Array
+    linear: jax.Array
+    hessian: jax.Array
+
+    def __call__(self, c: jax.Array) -> jax.Array:
+        """Evaluate one point."""
+        return self.constant + self.linear @ c + 0.5 * (self.hessian @ c) @ c
+
+
+def quadratics(num: int, seed: int = 0) -> Quadratics:
+    """Make tasks that conflict: each is best near its own expert, one of the corners."""
+    rng = np.random.default_rng(seed)
+    best = 0.9 * np.eye(num) + 0.1 * rng.random((num, num))
+    roots = rng.normal(size=(num, num, num)) / np.sqrt(num)
+    hessian = roots @ roots.transpose(0, 2, 1) + 0.5 * np.eye(num)
+    linear = -np.einsum("tij,tj->ti", hessian, best)
+    constant = -0.5 * np.einsum("ti,ti->t", linear, best)
+    return Quadratics(*(jnp.asarray(x, jnp.float32) for x in (constant, linear, hessian)))
+
+
+def in_numpy(objective: Quadratics) -> Callable[[np.ndarray], np.ndarray]:
+    """The same quadratics, vectorised over points."""
+    constant, linear, hessian = (np.asarray(x, float) for x in jax.tree.leaves(objective))
+    rows, columns = np.triu_indices(len(constant))
+    doubled = hessian[:, rows, columns] * np.where(rows == columns, 0.5, 1)
+    return lambda x: constant + x @ linear.T + (x[:, rows] * x[:, columns]) @ doubled.T
+
+
+class InPymoo(Problem):
+    """A vectorised function on the unit box."""
+
+    def __init__(self, function: Any, num_coefficients: int, num_objectives: int):
+        super().__init__(n_var=num_coefficients, n_obj=num_objectives, xl=0.0, xu=1.0)
+        self.function = function
+
+    def _evaluate(self, x: np.ndarray, out: dict, *args: Any, **kwargs: Any) -> None:
+        out["F"] = self.function(x)
+
+
+def with_pymoo(
+    function: Any, num: int, directions: np.ndarray, generations: int, seed: int
+) -> np.ndarray:
+    """Run pymoo's NSGA-III, one point per direction."""
+    problem = InPymoo(function, num, directions.shape[1])
+    algorithm = PymooNSGA3(ref_dirs=directions, pop_size=len(directions))
+    return np.asarray(minimize(problem, algorithm, ("n_gen", generations), seed=seed).F)
+
+
+def with_deap(
+    function: Callable[[np.ndarray], np.ndarray], num: int, generations: int, seed: int
+) -> np.ndarray:
+    """Run DEAP's NSGA-III with the settings of the MAP paper, on the unit box."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (DEAP draws from it)
+    if not hasattr(creator, f"Fitness{num}"):
+        creator.create(f"Fitness{num}", base.Fitness, weights=(-1.0,) * num)
+        fitness = getattr(creator, f"Fitness{num}")
+        creator.create(f"Individual{num}", list, fitness=fitness)
+    points = [
+        tools.uniform_reference_points(num, p, scale) for p, scale in ((2, 1), (1, 0.5))
+    ]
+    box = {"low": 0.0, "up": 1.0, "eta": 20.0}
+    toolbox: Any = base.Toolbox()
+    toolbox.register("evaluate", lambda c: tuple(function(np.array(c)[None])[0]))
+    toolbox.register("mate", tools.cxSimulatedBinaryBounded, **box)
+    toolbox.register("mutate", tools.mutPolynomialBounded, indpb=1 / num, **box)
+    toolbox.register(
+        "select",
+        tools.selNSGA3,
+        ref_points=np.unique(np.concatenate(points), axis=0),
+    )
+    individual = getattr(creator, f"Individual{num}")
+    population = [individual(random.random() for _ in range(num)) for _ in range(100)]
+    for one in population:
+        one.fitness.values = toolbox.evaluate(one)
+    for _ in range(generations - 1):
+        children = algorithms.varAnd(population, toolbox, cxpb=0.7, mutpb=0.3)
+        for one in children:
+            if not one.fitness.valid:
+                one.fitness.values = toolbox.evaluate(one)
+        population = toolbox.select(population + children, len(population))
+    return np.array([one.fitness.values for one in population])
+
+
+def hypervolumes(reference: np.ndarray, *others: np.ndarray) -> list[float]:
+    """Measure fronts relative to the first, in the box that the first spans and 10 %."""
+    lower, upper = reference.min(axis=0), reference.max(axis=0)
+    corner = np.full(len(lower), 1.1)
+
+    def measure(front: np.ndarray) -> float:
+        scaled = (front - lower) / (upper - lower)
+        scaled = np.maximum(scaled[(scaled < 1.1).all(axis=1)], 0)
+        if len(lower) <= 4:
+            return float(pareto.hypervolume(scaled, corner))
+        # The same samples for every front: the error of a ratio is far below 0.005.
+        key, ideal = jax.random.key(0), np.zeros(len(lower))
+        return float(
+            pareto.hypervolume_monte_carlo(
+                scaled, corner, key=key, num_samples=400_000, ideal=ideal
+            )[0]
+        )
+
+    least = measure(reference)
+    return [measure(other) / least for other in others]
+
+
+def cold(who: str, num: int) -> None:
+    """Print the seconds of the first search of this process, imports left out."""
+    objective = quadratics(num)
+    directions = np.asarray(pareto.reference_directions(num, DIRECTIONS), float)
+    function, key = in_numpy(objective), jax.random.key(0)
+    begun = time.perf_counter()
+    if who == "ours":
+        algorithm = search.NSGA3(DIRECTIONS, num, num, directions)
+        search.evolve(objective, algorithm, GENERATIONS, key=key)
+    else:
+        with_pymoo(function, num, directions, GENERATIONS, 0)
+    print(time.perf_counter() - begun)
+
+
+def in_new_processes(num: int, repeats: int) -> dict[str, float]:
+    """Time first searches, each in a process of its own, in turn."""
+    found: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for _ in range(repeats):
+        for who, times in found.items():
+            command = [sys.executable, "-m", "benchmarks.bench_search", "--cold", who]
+            out = subprocess.run(
+                [*command, str(num)], capture_output=True, text=True, check=True
+            )
+            times.append(float(out.stdout.splitlines()[-1]))
+    medians = {who: statistics.median(times) for who, times in found.items()}
+    return medians | {"ours_over_theirs": medians["ours"] / medians["theirs"]}
+
+
+def tracing(num: int, quick: bool) -> dict[str, Any]:
+    """Trace the front of random quadratics, 15 000 evaluations each."""
+    objective, key = quadratics(num), jax.random.key(0)
+    directions = np.asarray(pareto.reference_directions(num, DIRECTIONS), float)
+    algorithm, function = (
+        search.NSGA3(DIRECTIONS, num, num, directions),
+        in_numpy(objective),
+    )
+    fronts: list[mj.Front] = []
+    populations: list[np.ndarray] = []
+
+    def ours() -> jax.Array:
+        run = jax.random.fold_in(key, len(fronts))
+        fronts.append(search.evolve(objective, algorithm, GENERATIONS, key=run))
+        return fronts[-1].scores
+
+    def theirs() -> None:
+        seed = len(populations)
+        populations.append(with_pymoo(function, num, directions, GENERATIONS, seed))
+
+    figures: dict[str, Any] = {"warm": against(ours, theirs, 2 if quick else 5)}
+    figures["cold"] = in_new_processes(num, 1 if quick else 5)
+    found = [
+        hypervolumes(them, np.asarray(us.scores))[0]
+        for us, them in zip(fronts, populations, strict=True)
+    ]
+    figures["hypervolume_over_pymoo"] = statistics.median(found)
+    figures["points"] = {"ours": len(fronts[-1]), "pymoo": len(populations[-1])}
+
+    start, towards = fronts[0].coefficients, directions
+    figures["polish"] = timed(lambda: search.polish(objective, start, towards).scores)
+    polished = np.asarray(search.polish(objective, start, towards).scores)
+    gain = hypervolumes(np.asarray(fronts[0].scores), polished)[0]
+    figures["polish"]["hypervolume_gain"] = gain
+
+    begun = time.perf_counter()
+    population = with_deap(function, num, GENERATIONS, 0)
+    spent = time.perf_counter() - begun
+    figures["deap"] = {
+        "seconds": spent,
+        "times_faster": spent / figures["warm"]["ours"],
+        "hypervolume_over_pymoo": hypervolumes(populations[0], population)[0],
+    }
+    return figures | {"microseconds_a_generation": components(num)}
+
+
+def components(num: int, generations: int = 300) -> dict[str, float]:
+    """Time what each part adds to a generation."""
+    objective, key = quadratics(num), jax.random.key(0)
+    algorithm = search.NSGA3(DIRECTIONS, num, num)
+    params, evaluate = algorithm.default_params, jax.vmap(objective)
+    population = jax.random.uniform(key, (DIRECTIONS, num))
+    weights = jnp.asarray(archive_weights(num, 200), jnp.float32)
+    state = algorithm.init(key, population, evaluate(population), params)
+    archive = Archive(jnp.zeros((200, num)), jnp.full((200, num), jnp.inf))
+
+    def generation(parts, carry, keys):
+        state, archive = carry
+        population, state = algorithm.ask(keys[0], state, params)
+        fitness = evaluate(population) if "objectives" in parts else state.fitness
+        if "tell" in parts:
+            state, _ = algorithm.tell(keys[1], population, fitness, state, params)
+        else:
+            state = state.replace(population=population, fitness=fitness)
+        if "archive" in parts:
+            ends = {"ideal": state.ideal, "nadir": state.nadir}
+            archive = archive.update(population, fitness, weights=weights, **ends)
+        return (state, archive), None
+
+    figures: dict[str, float] = {}
+    parts = ["ask"]
+    keys = jax.random.split(key, (generations, 2))
+    for part in ("ask", "objectives", "tell", "archive"):
+        parts.append(part)
+        step = partial(generation, tuple(parts))
+        run = jax.jit(lambda carry, step=step: jax.lax.scan(step, carry, keys)[0])
+        spent = timed(lambda run=run: run((state, archive)))["median"]
+        figures[part] = 1e6 * spent / generations - sum(figures.values())
+    return figures
+
+
+def dtlz1(x: Any, xp: Any, num: int = 3) -> Any:
+    """Deb, Thiele, Laumanns and Zitzler (2005): a plane behind many local fronts."""
+    rest = x[..., num - 1 :] - 0.5
+    ripples = xp.sum(rest**2 - xp.cos(20 * np.pi * rest), axis=-1)
+    g = 100 * (rest.shape[-1] + ripples)
+    return 0.5 * (1 + g)[..., None] * _nested(x[..., : num - 1], 1 - x[..., : num - 1], xp)
+
+
+def dtlz2(x: Any, xp: Any, num: int = 3) -> Any:
+    """Deb, Thiele, Laumanns and Zitzler (2005): a sphere."""
+    g = xp.sum((x[..., num - 1 :] - 0.5) ** 2, axis=-1)
+    angle = x[..., : num - 1] * (np.pi / 2)
+    return (1 + g)[..., None] * _nested(xp.cos(angle), xp.sin(angle), xp)
+
+
+def dtlz7(x: Any, xp: Any, num: int = 3) -> Any:
+    """Deb, Thiele, Laumanns and Zitzler (2005): four patches."""
+    g = 1 + 9 * xp.mean(x[..., num - 1 :], axis=-1)
+    f = x[..., : num - 1]
+    h = num - xp.sum(f / (1 + g)[..., None] * (1 + xp.sin(3 * np.pi * f)), axis=-1)
+    return xp.concatenate([f, ((1 + g) * h)[..., None]], axis=-1)
+
+
+def _nested(first: Any, last: Any, xp: Any) -> Any:
+    """A b c, a b (1 - c), a (1 - b), 1 - a; or cosines and sines for these."""
+    parts = [xp.prod(first, axis=-1)]
+    for k in reversed(range(first.shape[-1])):
+        parts.append(xp.prod(first[..., :k], axis=-1) * last[..., k])
+    return xp.stack(parts, axis=-1)
+
+
+def zdt(x: Any, xp: Any, kind: int) -> Any:
+    """Zitzler, Deb and Thiele (2000): convex, concave, in pieces."""
+    g = 1 + 9 * xp.mean(x[..., 1:], axis=-1)
+    return xp.stack(
+        [x[..., 0], g * _zdt_shape(x[..., 0], x[..., 0] / g, xp, kind)], axis=-1
+    )
+
+
+def _zdt_shape(first: Any, ratio: Any, xp: Any, kind: int) -> Any:
+    if kind == 2:
+        return 1 - ratio**2
+    wave = ratio * xp.sin(10 * np.pi * first) if kind == 3 else 0
+    return 1 - xp.sqrt(ratio) - wave
+
+
+def plane(num: int, partitions: int) -> np.ndarray:
+    return np.asarray(pareto.das_dennis(num, partitions), float)
+
+
+def sphere(num: int, partitions: int) -> np.ndarray:
+    points = plane(num, partitions)
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+def zdt_front(kind: int) -> np.ndarray:
+    first = np.linspace(0, 1, 1001)
+    points = np.stack([first, _zdt_shape(first, first, np, kind)], axis=1)
+    return points[np.asarray(pareto.non_dominated(points))]
+
+
+def dtlz7_front() -> np.ndarray:
+    grid = np.stack(np.meshgrid(*2 * [np.linspace(0, 1, 150)]), axis=-1).reshape(-1, 2)
+    points = dtlz7(np.pad(grid, ((0, 0), (0, 1))), np)
+    return points[np.asarray(pareto.non_dominated(points))]
+
+
+# Coefficients, generations, directions and points of the true front, as in Deb and Jain.
+PROBLEMS: dict[str, tuple[Any, int, int, np.ndarray, Callable[[], np.ndarray]]] = {
+    "ZDT1": (lambda x, xp: zdt(x, xp, 1), 30, 300, plane(2, 99), lambda: zdt_front(1)),
+    "ZDT2": (lambda x, xp: zdt(x, xp, 2), 30, 300, plane(2, 99), lambda: zdt_front(2)),
+    "ZDT3": (lambda x, xp: zdt(x, xp, 3), 30, 300, plane(2, 99), lambda: zdt_front(3)),
+    "DTLZ1": (dtlz1, 7, 400, plane(3, 12), lambda: plane(3, 30) / 2),
+    "DTLZ2, 3": (dtlz2, 12, 250, plane(3, 12), lambda: sphere(3, 30)),
+    "DTLZ2, 5": (
+        lambda x, xp: dtlz2(x, xp, 5),
+        14,
+        350,
+        plane(5, 5),
+        lambda: sphere(5, 9),
+    ),
+    "DTLZ7": (dtlz7, 22, 400, plane(3, 12), dtlz7_front),
+}
+
+
+def distance(name: str, seeds: int) -> dict[str, float]:
+    """Compare IGD at equal evaluations: of the whole result, and of as many points."""
+    function, num, generations, directions, true_front = PROBLEMS[name]
+    size, objectives = directions.shape
+    algorithm, front = search.NSGA3(size, num, objectives, directions), true_front()
+    params = algorithm.default_params
+
+    def objective(c: jax.Array) -> jax.Array:
+        return function(c, jnp)
+
+    @jax.jit
+    def last_population(key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, generations)
+        population = jax.random.uniform(keys[0], (size, num))
+        scores = jax.vmap(objective)(population)
+        state = algorithm.init(key, population, scores, params)
+
+        def step(state, key):
+            population, state = algorithm.ask(key, state, params)
+            scores = jax.vmap(objective)(population)
+            return algorithm.tell(key, population, scores, state, params)[0], None
+
+        return jax.lax.scan(step, state, keys[1:])[0].fitness
+
+    def igd(scores: Any) -> float:
+        scores = np.asarray(scores)
+        return float(pareto.igd(scores[np.asarray(pareto.non_dominated(scores))], front))
+
+    found: dict[str, list[float]] = {"ours": [], "our_population": [], "pymoo": []}
+    for seed in range(seeds):
+        key = jax.random.key(seed)
+        found["ours"].append(
+            igd(search.evolve(objective, algorithm, generations, key=key).scores)
+        )
+        found["our_population"].append(igd(last_population(key)))
+        them = with_pymoo(lambda x: function(x, np), num, directions, generations, seed)
+        found["pymoo"].append(igd(them))
+    medians = {who: statistics.median(values) for who, values in found.items()}
+    over = {
+        f"{who}_over_pymoo": medians[who] / medians["pymoo"]
+        for who in ("ours", "our_population")
+    }
+    return medians | over | {"evaluations": size * generations, "seeds": seeds}
+
+
+def main() -> None:
+    if "--cold" in sys.argv:
+        who, num = sys.argv[-2:]
+        return cold(who, int(num))
+    arguments = parser(__doc__ or "").parse_args()
+    quick = arguments.quick
+    figures: dict[str, Any] = {
+        "opponents": {name: metadata.version(name) for name in ("pymoo", "deap", "evosax")}
+    }
+    for num in (2,) if quick else (2, 4, 8):
+        figures[f"N = T = {num}"] = tracing(num, quick)
+        print(json.dumps(figures[f"N = T = {num}"]), file=sys.stderr)
+    for name in ("ZDT1", "DTLZ2, 3") if quick else PROBLEMS:
+        figures[name] = distance(name, 1 if quick else 11)
+        print(name, json.dumps(figures[name]), file=sys.stderr)
+    return report("search", figures, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A progress bar for long work, silent where nobody watches."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(
+    description: str, total: int, *, show: bool | None = None, after: float = 2.0
+) -> Iterator[Callable[[int], None]]:
+    """Count finished pieces of work on a rich progress bar with the time left.
+
+    Args:
+        description: What is being counted.
+        total: How many pieces there are.
+        show: True or False to insist; None shows a bar on terminals only.
+        after: Seconds of work before the bar appears, so that quick work prints nothing.
+
+    Yields:
+        A function that takes how many further pieces are finished.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    visible = console.is_terminal if show is None else show
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    task, begun, started = bar.add_task(description, total=total), time.monotonic(), False
+
+    def advance(count: int) -> None:
+        nonlocal started
+        bar.advance(task, count)
+        if visible and not started and time.monotonic() - begun > after:
+            bar.start()
+            started = True
+
+    try:
+        yield advance
+    finally:
+        if started:
+            bar.stop()

@@ -1,0 +1,63 @@
+"""What the solvers return: fronts, samples and result codes."""
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+
+class RESULTS(eqx.Enumeration):
+    """How a run ended. Anything but `successful` comes with a sentence that says why."""
+
+    successful = ""
+    few_samples = (
+        "There were fewer usable samples than the quadratic has unknowns, so a ridge fit "
+        "was made: the front is a rough one. Raise `budget`."
+    )
+    rank_deficient = (
+        "The sampled coefficients do not determine the quadratic (its design matrix lacks "
+        "full column rank). Use another `design`, such as 'd_optimal'."
+    )
+    constant_metric = (
+        "A task's score was the same for every sample, so the task cannot shape the "
+        "front. Check its metric and its data."
+    )
+    nonfinite_scores = (
+        "Some scores were NaN or infinite. They were left out of the fit and are kept in "
+        "`solution.samples`."
+    )
+    no_finite_scores = (
+        "A task has no finite score at all, so nothing could be fitted. Evaluate the base "
+        "alone and check the metric."
+    )
+
+
+class Front(eqx.Module):
+    """Points of which none dominates another.
+
+    Attributes:
+        coefficients: One merge per row.
+        scores: Their scores, in the direction of whoever made the front: the user's own
+            for drivers, minimised for `mapjax.search`.
+        std: Standard deviations of predicted scores, or `None` where there are none.
+    """
+
+    coefficients: Float[Array, "points coefficients"]
+    scores: Float[Array, "points tasks"]
+    std: Float[Array, "points tasks"] | None = None
+
+    def __len__(self) -> int:
+        return self.coefficients.shape[0]
+
+
+class Samples(eqx.Module):
+    """Real evaluations, in the order in which they were made.
+
+    Attributes:
+        coefficients: One evaluated merge per row.
+        scores: What was measured, failures (NaN, infinite) included.
+    """
+
+    coefficients: Float[Array, "samples coefficients"]
+    scores: Float[Array, "samples tasks"]
+
+    def __len__(self) -> int:
+        return self.coefficients.shape[0]

@@ -1,0 +1,132 @@
+"""Flat views of parameter trees: key paths, which leaves merge, and clear errors."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import PyTree
+
+
+class Leaf(NamedTuple):
+    """One leaf of a tree, where it stands and why it is not merged ("" if it is)."""
+
+    path: str
+    value: Any
+    kept: str
+
+
+def _is_statistic(node: Any) -> bool:
+    """Recognise flax's BatchNorm statistics without importing flax."""
+    return any(c.__name__ == "BatchStat" for c in type(node).__mro__)
+
+
+def _why_kept(value: Any) -> str:
+    if not eqx.is_array(value) and not isinstance(value, np.ndarray | np.generic):
+        return "not an array"
+    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        return f"extended dtype {value.dtype}"
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        return f"{value.dtype} leaf"
+    return ""
+
+
+def leaves(tree: PyTree, *, statistics: bool = False) -> list[Leaf]:
+    """List the leaves of a tree in order; `statistics` merges BatchNorm's as well."""
+    found = []
+    for path, node in jtu.tree_leaves_with_path(tree, is_leaf=_is_statistic):
+        for subpath, value in jtu.tree_leaves_with_path(node):
+            where = jtu.keystr((*path, *subpath))
+            kept = _why_kept(value)
+            if (
+                not statistics
+                and not kept
+                and (_is_statistic(node) or "batch_stats" in where)
+            ):
+                kept = "batch statistics"
+            found.append(Leaf(where, value, kept))
+    return found
+
+
+def rebuild(tree: PyTree, values: list[Any]) -> PyTree:
+    """Put new leaves into the structure of `tree`."""
+    return jtu.tree_unflatten(jtu.tree_structure(tree), values)
+
+
+def check_same_leaves(base: list[Leaf], expert: list[Leaf], name: str) -> None:
+    """Refuse an expert whose leaves are not those of the base, naming the key path."""
+    base_paths, paths = [a.path for a in base], [b.path for b in expert]
+    missing = [p for p in base_paths if p not in set(paths)]
+    extra = [p for p in paths if p not in set(base_paths)]
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append(f"lacks {_some(missing)}, which the base has")
+        if extra:
+            parts.append(f"has {_some(extra)}, which the base lacks")
+        hint = " Was a leaf renamed?" if missing and extra else ""
+        raise ValueError(
+            f"Expert {name!r} {' and '.join(parts)}.{hint} Give the base and every "
+            "expert the same tree, for example by dropping heads before merging."
+        )
+    for a, b in zip(base, expert, strict=True):
+        if (a.kept == "not an array") != (b.kept == "not an array"):
+            raise ValueError(
+                f"Leaf {a.path} is {_what(a.value)} in the base but {_what(b.value)} in "
+                f"expert {name!r}. Both must be arrays, or neither."
+            )
+        if a.kept == "not an array":
+            continue
+        if np.shape(a.value) != np.shape(b.value):
+            raise ValueError(
+                f"Leaf {a.path} has shape {np.shape(b.value)} in expert {name!r} but "
+                f"{np.shape(a.value)} in the base. Experts must be fine-tuned from this "
+                "base; keep leaves that differ by task (such as heads) out of the tree."
+            )
+        if _kind(a.value) != _kind(b.value):
+            raise ValueError(
+                f"Leaf {a.path} has dtype {b.value.dtype} in expert {name!r} but "
+                f"{a.value.dtype} in the base, and these cannot be merged. Cast one of "
+                "them (floating-point leaves of different width are fine)."
+            )
+
+
+def check_finite(leaf: Leaf, owner: str) -> None:
+    """Refuse NaN and infinity in parameters; skipped for traced values."""
+    if leaf.kept or isinstance(leaf.value, Tracer):
+        return
+    finite = _all_finite(leaf.value)
+    if not bool(finite):
+        raise ValueError(
+            f"Leaf {leaf.path} of {owner} holds NaN or infinite values, which would "
+            "spread to every merge. Load another checkpoint or repair that leaf."
+        )
+
+
+def values_up_to(tree: PyTree, other: PyTree) -> list[Any]:
+    """List what `other` holds in the places where `tree` has its leaves."""
+    return jtu.tree_structure(tree).flatten_up_to(other)
+
+
+@eqx.filter_jit
+def _all_finite(x: Any) -> Any:
+    return jnp.all(jnp.isfinite(x))
+
+
+def _kind(x: Any) -> str:
+    for kind in (jnp.floating, jnp.complexfloating, jnp.integer, jnp.bool_):
+        if jnp.issubdtype(x.dtype, kind):
+            return kind.__name__
+    return str(x.dtype)
+
+
+def _what(x: Any) -> str:
+    return "an array" if hasattr(x, "dtype") else f"a {type(x).__name__}"
+
+
+def _some(paths: list[str], most: int = 3) -> str:
+    shown = ", ".join(paths[:most])
+    return shown if len(paths) <= most else f"{shown} and {len(paths) - most} more"

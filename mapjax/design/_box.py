@@ -1,0 +1,77 @@
+"""What every design shares: the box it stays in and the randomness it draws."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Bounds = Sequence[Any]
+"""Lower and upper end, each a number or one per coefficient."""
+
+
+def read_box(
+    num_points: int, num_coefficients: int, bounds: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the box, one per coefficient, or say what is wrong."""
+    for name, value in (
+        ("num_points", num_points),
+        ("num_coefficients", num_coefficients),
+    ):
+        if value < 1:
+            raise ValueError(f"`{name}` is {value}, expected at least 1.")
+    if len(bounds) != 2:
+        raise ValueError(
+            f"`bounds` has {len(bounds)} entries, expected `(lower, upper)`, each a "
+            "number or one per coefficient."
+        )
+    ends = [np.asarray(end, np.float64) for end in bounds]
+    for end in ends:
+        if end.shape not in ((), (num_coefficients,)):
+            raise ValueError(
+                f"`bounds` holds an entry of shape {end.shape}, expected a number or one "
+                f"per coefficient ({num_coefficients})."
+            )
+    lower, upper = (np.broadcast_to(end, (num_coefficients,)) for end in ends)
+    if not (np.isfinite(lower) & np.isfinite(upper) & (lower < upper)).all():
+        raise ValueError(
+            f"`bounds` are {lower.tolist()} and {upper.tolist()}, expected finite numbers "
+            "with lower < upper. Swap or correct them."
+        )
+    return lower, upper
+
+
+def generator(key: Any) -> np.random.Generator:
+    """Return NumPy's randomness for a typed key, or say what was passed instead."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(
+            f"`key` is {key!r}, expected a typed key. Pass `key=jax.random.key(0)`, not a "
+            "number and not `jax.random.PRNGKey`."
+        )
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+
+
+def as_points(points: np.ndarray) -> Float[Array, "points coefficients"]:
+    """Hand points out in JAX's default precision."""
+    return jnp.asarray(points, jnp.zeros(()).dtype)
+
+
+def distinct(points: np.ndarray) -> np.ndarray:
+    """Drop repeated rows, the first of each stays where it was."""
+    _, first = np.unique(np.asarray(points, np.float32), axis=0, return_index=True)
+    return points[np.sort(first)]
+
+
+def quadratic_basis(points: np.ndarray) -> np.ndarray:
+    """Evaluate 1, every coefficient and every product of two."""
+    i, j = np.triu_indices(points.shape[1])
+    ones = np.ones((len(points), 1))
+    return np.concatenate([ones, points, points[:, i] * points[:, j]], axis=1)
+
+
+def nearest_to_base(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Point of the box nearest to the base, or its lower end where that leaves no room."""
+    nearest = np.clip(0.0, lower, upper)
+    return np.where(nearest < upper, nearest, lower)

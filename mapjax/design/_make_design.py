@@ -1,0 +1,63 @@
+"""Designs by name, with the base and the experts at their start."""
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from mapjax.design._box import Bounds, as_points, distinct, read_box
+from mapjax.design._corners import starting_points
+from mapjax.design._d_optimal import d_optimal, keep_determined
+from mapjax.design._mixture import mixture
+from mapjax.design._simplex import dirichlet, mixture_amount, simplex_lattice
+from mapjax.design._space_filling import latin_hypercube, multiscale, sobol
+
+DESIGNS = {
+    "d_optimal": d_optimal,
+    "dirichlet": dirichlet,
+    "latin_hypercube": latin_hypercube,
+    "mixture": mixture,
+    "mixture_amount": mixture_amount,
+    "multiscale": multiscale,
+    "simplex_lattice": simplex_lattice,
+    "sobol": sobol,
+}
+"""Every design by its name."""
+
+
+def make_design(
+    name: str,
+    num_points: int,
+    num_coefficients: int,
+    *,
+    bounds: Bounds = (0.0, 1.0),
+    key: Array,
+) -> Float[Array, "points coefficients"]:
+    r"""Make a design that starts with the base, the experts and the uniform merge.
+
+    These come first, in this order and even where they lie outside the box, since every
+    result is read beside them; then come points of the design `name`. No point comes
+    twice. With $(N+1)(N+2)/2$ points or more, a design determines a quadratic.
+
+    Args:
+        name: One of `DESIGNS`.
+        num_points: How many points, those at the start included.
+        num_coefficients: How many experts there are, N.
+        bounds: Ends of the box, each a number or one per coefficient.
+        key: A typed key.
+
+    Raises:
+        ValueError: If the name is unknown, a number is below 1, bounds are reversed or the
+            key is not typed.
+
+    Example:
+        >>> import jax
+        >>> make_design("sobol", 6, 2, key=jax.random.key(0))[:4].tolist()
+        [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
+    """
+    if name not in DESIGNS:
+        raise ValueError(f"Unknown `design` {name!r}. Choose from {sorted(DESIGNS)}.")
+    read_box(num_points, num_coefficients, bounds)
+    first = starting_points(num_coefficients)
+    # As many as all, so that enough are left when those at the start are among them.
+    points = DESIGNS[name](num_points, num_coefficients, bounds=bounds, key=key)
+    rows = distinct(np.concatenate([first, np.asarray(points, np.float64)]))
+    return as_points(keep_determined(rows, num_points, given=len(first)))

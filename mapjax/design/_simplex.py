@@ -1,0 +1,160 @@
+"""Designs on and around the simplex of the base and the experts."""
+
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from mapjax.design._box import (
+    Bounds,
+    as_points,
+    distinct,
+    generator,
+    nearest_to_base,
+    read_box,
+)
+
+
+def simplex_lattice(
+    num_points: int,
+    num_coefficients: int,
+    *,
+    bounds: Bounds = (0.0, 1.0),
+    key: Array,
+) -> Float[Array, "points coefficients"]:
+    r"""List simplex lattices of the base and N experts, of ever higher degree.
+
+    The lattice $\{N+1, m\}$ holds the mixtures whose parts are multiples of $1/m$; the
+    base takes what the coefficients leave, so that $c \ge 0$ and $\sum_i c_i \le 1$.
+    First come the corners ($m = 1$), then the midpoints of two ($m = 2$), which together
+    are the $p = (N+1)(N+2)/2$ points that determine a quadratic, then $m = 3, 4, \dots$.
+    Each lattice is shuffled.
+
+    Args:
+        num_points: How many; $p$ or more determine a quadratic.
+        num_coefficients: How many experts there are.
+        bounds: The simplex is shrunk to fit into this box, from its point nearest to the
+            base.
+        key: A typed key, for the order.
+
+    Raises:
+        ValueError: If a number is below 1, bounds are reversed or the key is not typed.
+
+    Example:
+        >>> import jax
+        >>> points = simplex_lattice(6, 2, key=jax.random.key(0))
+        >>> sorted(points.tolist())
+        [[0.0, 0.0], [0.0, 0.5], [0.0, 1.0], [0.5, 0.0], [0.5, 0.5], [1.0, 0.0]]
+
+    References:
+        Scheffé, *Experiments with mixtures*, Journal of the Royal Statistical Society B
+        20(2), 1958.
+    """
+    box = read_box(num_points, num_coefficients, bounds)
+    rng, unit, degree = generator(key), np.zeros((0, num_coefficients)), 0
+    while len(unit) < num_points:
+        degree += 1
+        layer = _lattice(num_coefficients, degree) / degree
+        unit = distinct(np.concatenate([unit, rng.permutation(layer)]))
+    return as_points(_shrink(unit[:num_points], *box))
+
+
+def dirichlet(
+    num_points: int,
+    num_coefficients: int,
+    *,
+    bounds: Bounds = (0.0, 1.0),
+    key: Array,
+) -> Float[Array, "points coefficients"]:
+    r"""Draw evenly from the simplex of the base and N experts.
+
+    The base takes what the coefficients leave, so that $c \ge 0$ and
+    $\sum_i c_i \le 1$.
+
+    Args:
+        num_points: How many.
+        num_coefficients: How many experts there are.
+        bounds: The simplex is shrunk to fit into this box, from its point nearest to the
+            base.
+        key: A typed key.
+
+    Raises:
+        ValueError: If a number is below 1, bounds are reversed or the key is not typed.
+
+    Example:
+        >>> import jax
+        >>> points = dirichlet(100, 3, key=jax.random.key(0))
+        >>> bool((points.min() >= 0) & (points.sum(1).max() <= 1))
+        True
+    """
+    box = read_box(num_points, num_coefficients, bounds)
+    unit = generator(key).dirichlet(np.ones(num_coefficients + 1), num_points)[:, 1:]
+    return as_points(_shrink(unit, *box))
+
+
+def mixture_amount(
+    num_points: int,
+    num_coefficients: int,
+    *,
+    bounds: Bounds = (0.0, 1.0),
+    amounts: tuple[float, float] | None = None,
+    key: Array,
+) -> Float[Array, "points coefficients"]:
+    r"""Draw the proportions of the experts and the total amount apart.
+
+    Points spread evenly over a box have $\sum_i c_i$ near $N/2$, where a merge has
+    forgotten everything. Here the proportions are even on the simplex, and the amount
+    $\sum_i c_i$ is even between two numbers. For orthogonal task vectors of one length,
+    an amount of $\sqrt N$ takes the uniform merge as far from the base as an expert is.
+
+    Args:
+        num_points: How many.
+        num_coefficients: How many experts there are.
+        bounds: Coefficients are cut off at the ends of this box; those that may be zero
+            are never negative.
+        amounts: Least and largest sum of the coefficients, before the cut; by default
+            0.3 and the larger of 1.5 and $\sqrt N$.
+        key: A typed key.
+
+    Raises:
+        ValueError: If a number is below 1, bounds or amounts are reversed or the key is
+            not typed.
+
+    Example:
+        >>> import jax
+        >>> points = mixture_amount(100, 3, amounts=(0.5, 1.0), key=jax.random.key(0))
+        >>> bool((points.sum(1).min() >= 0.5) & (points.sum(1).max() <= 1.0))
+        True
+
+    References:
+        Piepel, Cornell, *Models for mixture experiments when the response depends on the
+        total amount*, Technometrics 27(3), 1985.
+    """
+    lower, upper = read_box(num_points, num_coefficients, bounds)
+    least, most = amounts or (0.3, max(1.5, num_coefficients**0.5))
+    if not 0 <= least < most:
+        raise ValueError(
+            f"`amounts` are {least} and {most}, expected 0 <= least < largest. Swap or "
+            "correct them."
+        )
+    origin = nearest_to_base(lower, upper)
+    # A box that is smaller than the amounts is filled to its far corner.
+    room = np.sum(upper - origin)
+    least, most = min(least, room / 4), min(most, room)
+    rng = generator(key)
+    proportions = rng.dirichlet(np.ones(num_coefficients), num_points)
+    amount = rng.uniform(least, most, (num_points, 1))
+    return as_points(np.minimum(origin + amount * proportions, upper))
+
+
+def _lattice(num_coefficients: int, degree: int) -> np.ndarray:
+    """List non-negative integers whose sum is at most `degree`."""
+    # Stars and bars: which of degree + N places hold the N bars.
+    bars = list(combinations(range(degree + num_coefficients), num_coefficients))
+    return np.diff(np.array(bars), axis=1, prepend=-1) - 1
+
+
+def _shrink(unit: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Map the unit simplex into the box, onto itself where it fits."""
+    origin = nearest_to_base(lower, upper)
+    return origin + np.minimum(upper - origin, 1.0) * unit

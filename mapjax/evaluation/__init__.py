@@ -1,0 +1,8 @@
+"""Real evaluations: from coefficients to scores."""
+
+from mapjax.evaluation._evaluator import Evaluator as Evaluator
+from mapjax.evaluation._problem import Problem as Problem
+from mapjax.evaluation._problem import describe_problem as describe_problem
+from mapjax.evaluation._problem import minimising_signs as minimising_signs
+from mapjax.evaluation._recorder import Recorder as Recorder
+from mapjax.evaluation._task import Task as Task

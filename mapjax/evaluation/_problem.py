@@ -1,0 +1,170 @@
+"""The problem a driver solves: its sizes, names, directions and links."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from mapjax._types import Direction
+from mapjax.evaluation._evaluator import Evaluator
+
+
+class Problem(NamedTuple):
+    """What is optimised, read off an `Evaluator` or taken from a driver's arguments.
+
+    For a function the number of tasks may be known only with its first scores: until
+    `with_tasks` is called, `task_names` is then None and the rest may stand for all
+    tasks at once.
+
+    Attributes:
+        evaluate: From `[candidates, coefficients]` to scores `[candidates, tasks]`.
+        coefficient_names: One per coefficient.
+        task_names: One per task.
+        directions: One per task.
+        link: The surrogate's link of each task.
+        link_bounds: The lowest and the highest possible score, each a number or one per
+            task, infinite without a bound; None for the link's own.
+        num_examples: The examples behind each task's score, or None if unknown.
+    """
+
+    evaluate: Callable[..., Any]
+    coefficient_names: tuple[str, ...]
+    task_names: tuple[str, ...] | None
+    directions: Any
+    link: Any
+    link_bounds: Any
+    num_examples: tuple[int, ...] | None
+
+    @property
+    def num_coefficients(self) -> int:
+        """How many columns candidates have."""
+        return len(self.coefficient_names)
+
+    @property
+    def signs(self) -> np.ndarray:
+        """-1 for a task to maximise, 1 for one to minimise: the search minimises."""
+        return minimising_signs(self.directions)
+
+    def with_tasks(self, task_names: tuple[str, ...]) -> "Problem":
+        """Give every task its own direction and link.
+
+        Raises:
+            ValueError: If there are fewer than two tasks, or an argument has another
+                number of entries.
+        """
+        count = len(task_names)
+        if count < 2:
+            raise ValueError(
+                f"There is {count} task {task_names}, but a front trades at least two against "
+                "each other. Add a task, or maximise the one score directly."
+            )
+        each = {
+            "directions": _for_each(self.directions, count),
+            "link": _for_each(self.link, count),
+        }
+        ends = [("link_bounds", end) for end in self.link_bounds or () if np.ndim(end)]
+        for name, value in [*each.items(), *ends]:
+            if len(value) != count:
+                raise ValueError(
+                    f"`{name}` has {len(value)} entries for {count} tasks {task_names}: pass "
+                    "one for each."
+                )
+        return self._replace(task_names=task_names, **each)
+
+
+def describe_problem(
+    evaluate: Any,
+    *,
+    num_coefficients: int | None,
+    directions: str | Sequence[str] | None,
+    task_names: Sequence[str] | None,
+    link: str | Sequence[str] | None,
+    link_bounds: tuple[Any, Any] | None,
+) -> Problem:
+    """Read a problem off an `Evaluator`, or off the arguments for a function.
+
+    Raises:
+        ValueError: If something is missing, unknown, or contradicts the evaluator.
+    """
+    _check_choices("directions", directions, ("maximize", "minimize"))
+    _check_choices("link", link, ("identity", "sigmoid", "softplus"))
+    if isinstance(evaluate, Evaluator):
+        given = {
+            "num_coefficients": num_coefficients,
+            "directions": _for_each(directions, len(evaluate.tasks)),
+            "task_names": None if task_names is None else tuple(task_names),
+        }
+        for name, value in given.items():
+            if value is not None and value != getattr(evaluate, name):
+                raise ValueError(
+                    f"`{name}` is {value!r}, but the evaluator says "
+                    f"{getattr(evaluate, name)!r}: leave it out, or change the evaluator."
+                )
+        limits = [task.metric.bounds for task in evaluate.tasks]
+        problem = Problem(
+            evaluate=evaluate,
+            coefficient_names=evaluate.coefficient_names,
+            task_names=evaluate.task_names,
+            directions=evaluate.directions,
+            link=link or tuple(_link_for(b) for b in limits),
+            link_bounds=link_bounds or _ends(limits),
+            num_examples=tuple(task.num_examples for task in evaluate.tasks),
+        )
+        return problem.with_tasks(evaluate.task_names)
+    if not callable(evaluate):
+        raise ValueError(
+            f"`evaluate` is a {type(evaluate).__name__}; pass a `mapjax.Evaluator` or a "
+            "function from coefficients to scores."
+        )
+    if num_coefficients is None or num_coefficients < 1:
+        raise ValueError(
+            f"`num_coefficients` is {num_coefficients}, but must be said for a function, and "
+            "be at least 1."
+        )
+    problem = Problem(
+        evaluate=evaluate,
+        coefficient_names=tuple(f"c{i}" for i in range(num_coefficients)),
+        task_names=None,
+        directions=directions or "maximize",
+        link=link or "identity",
+        link_bounds=link_bounds,
+        num_examples=None,
+    )
+    counts = [
+        len(x) for x in (directions, link) if x is not None and not isinstance(x, str)
+    ]
+    if task_names is None and counts:
+        task_names = [f"task_{t}" for t in range(counts[0])]
+    return problem if task_names is None else problem.with_tasks(tuple(task_names))
+
+
+def minimising_signs(directions: Sequence[Direction]) -> np.ndarray:
+    """Give -1 for a task to maximise and 1 for one to minimise: the search minimises."""
+    signs = [1.0 if direction == "minimize" else -1.0 for direction in directions]
+    return np.array(signs, jnp.zeros(()).dtype)
+
+
+def _for_each(value: Any, count: int) -> Any:
+    if value is None:
+        return None
+    return (value,) * count if isinstance(value, str) else tuple(value)
+
+
+def _check_choices(name: str, value: str | Sequence[str] | None, choices: tuple) -> None:
+    for one in [value] if isinstance(value, str) else value or ():
+        if one not in choices:
+            raise ValueError(f"`{name}` says {one!r}; choose from {', '.join(choices)}.")
+
+
+def _ends(limits: list[tuple[float | None, float | None]]) -> tuple[list, list]:
+    lowest = [-np.inf if low is None else low for low, _ in limits]
+    highest = [np.inf if high is None else high for _, high in limits]
+    return lowest, highest
+
+
+def _link_for(bounds: tuple[float | None, float | None]) -> str:
+    low, high = bounds
+    if low is None:
+        return "identity"
+    return "softplus" if high is None else "sigmoid"

@@ -1,0 +1,128 @@
+"""A task: how to predict, on which examples, and how to score."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from mapjax import metrics
+from mapjax._types import Direction
+
+
+class Task(eqx.Module):
+    """One task on which merges are scored.
+
+    Attributes:
+        name: How the task is called in tables and pictures.
+        predict: `predict(params, inputs) -> outputs`, on a batch: inputs
+            `[examples, ...]` to outputs `[examples, ...]`, written in JAX. It may use a
+            head of its own (close over it) while the backbone is merged.
+        inputs: Arrays `[examples, ...]`, or a pytree of them.
+        targets: Arrays `[examples, ...]`, or a pytree of them.
+        metric: The score; see `mapjax.metrics`.
+        direction: Whether higher scores are better.
+    """
+
+    predict: Callable[..., Any]
+    inputs: PyTree
+    targets: PyTree
+    metric: metrics.Metric
+    name: str = eqx.field(static=True)
+    direction: Direction = eqx.field(static=True)
+
+    def __init__(
+        self,
+        name: str,
+        predict: Callable[..., Any],
+        inputs: PyTree,
+        targets: PyTree,
+        metric: Callable[..., Any] = metrics.accuracy,
+        *,
+        direction: str | None = None,
+    ):
+        """Describe a task.
+
+        Args:
+            name: Its name, unique in an `Evaluator`.
+            predict: `predict(params, inputs) -> outputs`.
+            inputs: Arrays `[examples, ...]`.
+            targets: Arrays `[examples, ...]`.
+            metric: A `mapjax.metrics.Metric`, or any function
+                `(outputs, targets) -> scalar` written in JAX.
+            direction: "maximize" or "minimize"; by default what the metric says, and
+                "maximize" for a plain function.
+
+        Raises:
+            ValueError: If there are no examples, their numbers differ, or the direction
+                is unknown.
+        """
+        if direction not in (None, "maximize", "minimize"):
+            raise ValueError(
+                f"Task {name!r} has direction {direction!r}; use 'maximize' or 'minimize'."
+            )
+        self.name = name
+        self.predict = predict
+        self.inputs = jax.tree.map(jnp.asarray, inputs)
+        self.targets = jax.tree.map(jnp.asarray, targets)
+        self.metric = metrics.as_metric(metric)
+        self.direction = direction or self.metric.direction  # type: ignore[assignment]
+        counts = {
+            f"{field}{jax.tree_util.keystr(path)}": len(x) if jnp.ndim(x) else None
+            for field in ("inputs", "targets")
+            for path, x in jax.tree_util.tree_leaves_with_path(getattr(self, field))
+        }
+        if (
+            len(set(counts.values())) != 1
+            or None in counts.values()
+            or 0 in counts.values()
+        ):
+            raise ValueError(
+                f"Task {name!r} needs as many inputs as targets, at least one, along the "
+                f"first axis of every array; got {counts}."
+            )
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples the task is scored on."""
+        return len(jax.tree.leaves(self.inputs)[0])
+
+    def score(self, params: PyTree, batch_size: int) -> Array:
+        """Score parameters in batches; sums batch by batch where the metric allows."""
+        if not self.metric.per_example:
+            return self.metric(self.outputs(params, batch_size), self.targets)
+        inputs, mask = _batches(self.inputs, batch_size)
+        targets, _ = _batches(self.targets, batch_size)
+
+        def add(total: Array, batch: Any) -> tuple[Array, None]:
+            x, y, real = batch
+            values = self.metric.function(self.predict(params, x), y)
+            # `where`, not a product: padding that gives NaN must not count.
+            return total + jnp.sum(jnp.where(real, values, 0)), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros(()), (inputs, targets, mask))
+        return total / self.num_examples
+
+    def outputs(self, params: PyTree, batch_size: int) -> PyTree:
+        """Predict every example: what the metric sees."""
+        inputs, _ = _batches(self.inputs, batch_size)
+        stacked = jax.lax.map(lambda x: self.predict(params, x), inputs)
+        return jax.tree.map(
+            lambda y: y.reshape(-1, *y.shape[2:])[: self.num_examples], stacked
+        )
+
+
+def _batches(tree: PyTree, batch_size: int) -> tuple[PyTree, Array]:
+    """Cut arrays `[examples, ...]` into equal batches, and mark which rows are real."""
+    count = len(jax.tree.leaves(tree)[0])
+    num_batches = -(-count // batch_size)
+    size = -(-count // num_batches)  # as even as possible, so that little is padding
+
+    def cut(x: Array) -> Array:
+        padding = [(0, num_batches * size - count)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, padding, mode="edge").reshape(num_batches, size, *x.shape[1:])
+
+    mask = (jnp.arange(num_batches * size) < count).reshape(num_batches, size)
+    return jax.tree.map(cut, tree), mask

@@ -1,0 +1,7 @@
+"""Multi-objective search: evosax algorithms, and one jitted scan that runs them."""
+
+from mapjax.search._decomposition import Decomposition as Decomposition
+from mapjax.search._evolve import evolve as evolve
+from mapjax.search._nsga2 import NSGA2 as NSGA2
+from mapjax.search._nsga3 import NSGA3 as NSGA3
+from mapjax.search._polish import polish as polish

@@ -1,0 +1,136 @@
+"""Host-side checks of what the search is given, before anything is traced."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Refuse anything but an int of at least `least`.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(f"`{name}` is {value!r}, but must be an int of at least {least}.")
+
+
+def check_num_objectives(num_objectives: Any) -> None:
+    """Refuse anything but an int of at least 2.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(num_objectives, int | np.integer) and num_objectives == 1:
+        raise ValueError(
+            "`num_objectives` is 1, but a front needs at least 2; for a single objective, "
+            "use an algorithm of evosax as it is."
+        )
+    check_count("num_objectives", num_objectives, 2)
+
+
+def check_shape(name: str, value: Any, axes: str, expected: tuple[int, ...]) -> None:
+    """Refuse an array of any other shape.
+
+    Raises:
+        ValueError: If the shape is another.
+    """
+    if jnp.shape(value) != expected:
+        raise ValueError(
+            f"`{name}` has shape {jnp.shape(value)}, but must be {axes} = {expected}."
+        )
+
+
+def read_bounds(
+    bounds: Any, num_coefficients: int, dtype: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the box, one number per coefficient each.
+
+    Raises:
+        ValueError: If they are not two numbers or two such arrays, finite, and lower
+            below upper.
+    """
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise ValueError(
+            f"`bounds` is {bounds!r}, but must be a pair (lower, upper) of numbers or of "
+            "arrays with one number per coefficient."
+        )
+    ends = [np.asarray(end, dtype) for end in bounds]
+    for end in ends:
+        if end.shape not in ((), (num_coefficients,)):
+            raise ValueError(
+                f"`bounds` holds an end of shape {end.shape}, but each must be a number or "
+                f"[coefficients] = ({num_coefficients},)."
+            )
+    lower, upper = (np.broadcast_to(end, (num_coefficients,)) for end in ends)
+    if not (np.isfinite(lower) & np.isfinite(upper) & (lower < upper)).all():
+        raise ValueError(
+            f"`bounds` are {lower.tolist()} and {upper.tolist()}, but must be finite with "
+            "lower < upper; swap or correct them."
+        )
+    return lower, upper
+
+
+def read_directions(
+    directions: Any, num_objectives: int, name: str = "reference_directions"
+) -> np.ndarray:
+    """Return reference directions as they are.
+
+    Raises:
+        ValueError: If they are not `[directions, objectives]`, non-negative, finite and
+            without a row of zeros.
+    """
+    array = np.asarray(directions)
+    if array.ndim != 2 or array.shape[0] < 1 or array.shape[1] != num_objectives:
+        raise ValueError(
+            f"`{name}` has shape {array.shape}, but must be [directions, objectives] with "
+            f"{num_objectives} objectives; try "
+            f"`mapjax.pareto.reference_directions({num_objectives}, 100)`."
+        )
+    if not np.isfinite(array).all() or (array < 0).any() or (array.sum(axis=1) <= 0).any():
+        raise ValueError(
+            f"`{name}` must be finite and non-negative, with something above zero in each "
+            "row; take absolute values, or leave such rows out."
+        )
+    return array
+
+
+def evaluate_all(
+    objective: Callable[[Array], Array],
+    coefficients: Float[Array, "points coefficients"],
+    num_objectives: int,
+) -> Float[Array, "points objectives"]:
+    """Apply the objective to every point; while tracing, check what it returns.
+
+    Raises:
+        ValueError: If it is not one number per objective.
+    """
+    scores = jax.vmap(objective)(coefficients)
+    if not eqx.is_array(scores) or scores.shape != (len(coefficients), num_objectives):
+        raise ValueError(
+            f"`objective` returns {eqx.tree_pformat(scores)} for {len(coefficients)} points "
+            f"at once, but must return one array [objectives] = ({num_objectives},) for "
+            "each of them."
+        )
+    return scores
+
+
+def key_words(key: Any) -> np.ndarray:
+    """Return the bits of a typed key.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed or key.ndim:
+        raise ValueError(
+            f"`key` is {key!r}, but must be one typed key; pass `jax.random.key(0)`, not a "
+            "number and not `jax.random.PRNGKey(0)`."
+        )
+    return np.asarray(jax.random.key_data(key)).ravel()

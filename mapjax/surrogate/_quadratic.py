@@ -1,0 +1,157 @@
+"""The quadratic surrogate: what a fit returns, and how it predicts."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from mapjax._types import ArrayLike
+from mapjax.surrogate._links import per_task
+
+HIGHEST = lax.Precision.HIGHEST
+
+
+class Quadratic(eqx.Module):
+    r"""A quadratic of the coefficients per task, behind a link.
+
+    Calling it with coefficients `[..., coefficients]` predicts scores `[..., tasks]`,
+    $g(e + b \cdot c + \frac12 c^\top A c)$ with each task's link $g$. The numbers are
+    kept at the centre of the samples and per unit of `scale`, where they lose no digits.
+
+    Attributes:
+        links: Name of each task's link.
+        lower: Lowest score of each task; 0 where there is none.
+        width: Highest score minus lowest; 1 unless both exist.
+        shift: Centre of the sampled coefficients.
+        scale: Standard deviation of the sampled coefficients; 1 for one never varied.
+        intercept: Value at the centre, before the link.
+        slope: Gradient at the centre, per unit of `scale`.
+        curvature: Hessian, per unit of `scale` squared.
+        feature_mean: Weighted mean of the quadratic features.
+        factor: Root of the coefficients' posterior covariance, per unit of `noise`.
+        noise: Residual standard deviation of a sample of weight one, before the link;
+            NaN where no degree of freedom is left to estimate it.
+        inverse_total: One over the sum of the weights.
+        ridge: The penalty of each task.
+        r2: Share of the variance of the scores that is explained; 1 for a task whose
+            scores are all the same.
+        loo_r2: The same with every sample predicted from all the others; NaN where the
+            others do not determine the prediction.
+        rank: Rank of the design matrix, at most $(N+1)(N+2)/2$.
+        condition_number: Of the design matrix with centred columns of unit variance;
+            infinite below full rank.
+    """
+
+    links: tuple[str, ...] = eqx.field(static=True)
+    lower: Float[Array, " tasks"]
+    width: Float[Array, " tasks"]
+    shift: Float[Array, " coefficients"]
+    scale: Float[Array, " coefficients"]
+    intercept: Float[Array, " tasks"]
+    slope: Float[Array, "tasks coefficients"]
+    curvature: Float[Array, "tasks coefficients coefficients"]
+    feature_mean: Float[Array, "tasks features"]
+    factor: Float[Array, "tasks features features"]
+    noise: Float[Array, " tasks"]
+    inverse_total: Float[Array, " tasks"]
+    ridge: Float[Array, " tasks"]
+    r2: Float[Array, " tasks"]
+    loo_r2: Float[Array, " tasks"]
+    rank: Int[Array, " tasks"]
+    condition_number: Float[Array, " tasks"]
+
+    @eqx.filter_jit
+    def __call__(
+        self, coefficients: Float[ArrayLike, "*batch coefficients"]
+    ) -> Float[Array, "*batch tasks"]:
+        """Predict scores, in the direction and units of those that were fitted.
+
+        Args:
+            coefficients: One merge per row, or a single one.
+
+        Raises:
+            ValueError: If the number of coefficients is another than that of the fit.
+        """
+        unit = per_task(
+            self.links, "forward", self._latent(self._standardise(coefficients))
+        )
+        return self.lower + self.width * unit
+
+    @eqx.filter_jit
+    def std(
+        self, coefficients: Float[ArrayLike, "*batch coefficients"]
+    ) -> Float[Array, "*batch tasks"]:
+        r"""Predict the standard deviation of a new evaluation, in units of the scores.
+
+        The fit is a Bayesian linear regression on features $\phi$ with weights $W$ and
+        penalty $\Lambda$, so that the variance before the link is
+        $s^2 (1/w + \phi^\top (\Phi^\top W \Phi + \Lambda)^{-1} \phi)$. The link is
+        linearised (delta method).
+
+        Args:
+            coefficients: One merge per row, or a single one.
+
+        Raises:
+            ValueError: If the number of coefficients is another than that of the fit.
+        """
+        z = self._standardise(coefficients)
+        unit = per_task(self.links, "forward", self._latent(z))
+        deviation = quadratic_features(z)[..., None, :] - self.feature_mean
+        spread = jnp.einsum("...tf,tfg->...tg", deviation, self.factor, precision=HIGHEST)
+        leverage = self.inverse_total + jnp.sum(spread**2, axis=-1)
+        # slope^2 (1/w + leverage), written so that a saturated link divides by nothing.
+        slope = per_task(self.links, "slope", unit)
+        variance = per_task(self.links, "variance", unit) + slope**2 * leverage
+        return self.width * self.noise * jnp.sqrt(variance)
+
+    @property
+    def constant(self) -> Float[Array, " tasks"]:
+        """Value at the base, before the link: $e$."""
+        return self._latent(-self.shift / self.scale)
+
+    @property
+    def linear(self) -> Float[Array, "tasks coefficients"]:
+        """Gradient at the base, before the link: $b$."""
+        z = -self.shift / self.scale
+        turn = jnp.einsum("tij,j->ti", self.curvature, z, precision=HIGHEST)
+        return (self.slope + turn) / self.scale
+
+    @property
+    def hessian(self) -> Float[Array, "tasks coefficients coefficients"]:
+        """Hessian before the link, symmetric: $A$."""
+        return self.curvature / (self.scale[:, None] * self.scale)
+
+    def _standardise(self, coefficients: ArrayLike) -> Array:
+        c = jnp.asarray(coefficients)
+        if c.ndim == 0 or c.shape[-1] != self.shift.shape[0]:
+            raise ValueError(
+                f"`coefficients` has shape {c.shape}, but this surrogate was fitted to "
+                f"{self.shift.shape[0]} coefficients. Pass an array "
+                f"[..., {self.shift.shape[0]}]."
+            )
+        return (c - self.shift) / self.scale
+
+    def _latent(self, z: Array) -> Array:
+        bend = jnp.einsum("...i,tij->...tj", z, self.curvature, precision=HIGHEST)
+        slope = self.slope + 0.5 * bend
+        rise = jnp.einsum("...tj,...j->...t", slope, z, precision=HIGHEST)
+        return self.intercept + rise
+
+
+def quadratic_features(
+    z: Float[Array, "*batch coefficients"],
+) -> Float[Array, "*batch features"]:
+    """List every coefficient and every product of two, without the constant."""
+    i, j = np.triu_indices(z.shape[-1])
+    return jnp.concatenate([z, z[..., i] * z[..., j]], axis=-1)
+
+
+def curvature_of(
+    products: Float[Array, " products"], num_coefficients: int
+) -> Float[Array, "coefficients coefficients"]:
+    """Arrange the coefficients of the products as a symmetric Hessian."""
+    i, j = np.triu_indices(num_coefficients)
+    upper = jnp.zeros((num_coefficients, num_coefficients), products.dtype)
+    upper = upper.at[i, j].set(products)
+    return upper + upper.T

@@ -1,0 +1,249 @@
+"""Task vectors: a base, what fine-tuning added to it, and the linear merge."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from mapjax import _tree
+from mapjax._types import ArrayLike
+
+
+class TaskVectors(eqx.Module):
+    r"""A base and the stacked differences of its experts, $v_i = \theta_i - \theta_0$.
+
+    Made by `TaskVectors.from_params`; a pytree, so it can be jitted, sharded, donated
+    and saved like one.
+
+    Attributes:
+        base: The base parameters, leaves that are not merged included.
+        vectors: A tree like the base, with the differences of each leaf stacked along a
+            new first axis `[coefficients, ...]`, and None for a leaf that is left alone.
+        names: The experts' names; the order of the coefficients.
+    """
+
+    base: PyTree
+    vectors: PyTree
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    @classmethod
+    def from_params(
+        cls,
+        base: PyTree,
+        experts: Mapping[str, PyTree] | Sequence[PyTree],
+        *,
+        names: Sequence[str] | None = None,
+        statistics: bool = False,
+    ) -> "TaskVectors":
+        r"""Subtract the base from every expert.
+
+        Takes any pytree: nested dicts, flax linen parameters, `nnx.State`, equinox
+        modules, registered dataclasses. Floating-point and complex leaves are merged.
+        Left alone, and listed by `left_alone`: integers, booleans, random keys, leaves
+        that are not arrays, and BatchNorm statistics (flax's `batch_stats` collection
+        and `nnx.BatchStat`). A difference is computed in float32 at least and kept in
+        the wider of the two leaves' dtypes.
+
+        Args:
+            base: The pretrained parameters.
+            experts: The fine-tuned parameters, by name or in order. Their trees have
+                the leaves of the base, with the same shapes.
+            names: Names for a sequence of experts; `expert_0`, ... by default.
+            statistics: Merge BatchNorm statistics as well.
+
+        Returns:
+            The task vectors. Arrays keep the sharding of the experts' leaves.
+
+        Raises:
+            ValueError: If there are no experts, a name comes twice, a tree differs
+                (missing, extra or renamed leaf, shape, kind of dtype), nothing can be
+                merged, or a parameter is NaN or infinite. The key path is named.
+
+        Example:
+            >>> import jax.numpy as jnp, mapjax as mj
+            >>> base = {"w": jnp.zeros(2), "step": jnp.array(7)}
+            >>> expert = {"w": jnp.array([1.0, 2.0]), "step": jnp.array(9)}
+            >>> tv = mj.TaskVectors.from_params(base, {"mnist": expert})
+            >>> tv.names, tv.left_alone
+            (('mnist',), {"['step']": 'int32 leaf'})
+        """
+        trees, names = _named(experts, names)
+        base_leaves = _tree.leaves(base, statistics=statistics)
+        if all(leaf.kept for leaf in base_leaves):
+            raise ValueError(_nothing_to_merge(base, base_leaves))
+        columns = []
+        for name, tree in zip(names, trees, strict=True):
+            column = _tree.leaves(tree, statistics=statistics)
+            _tree.check_same_leaves(base_leaves, column, name)
+            columns.append(column)
+        for column, owner in zip(
+            [base_leaves, *columns],
+            ["the base", *map("expert {!r}".format, names)],
+            strict=True,
+        ):
+            for leaf in column:
+                _tree.check_finite(leaf, owner)
+        arrays = [leaf.value if leaf.kept else _array(leaf) for leaf in base_leaves]
+        vectors = [
+            None if leaf.kept else _differences(array, [_array(e) for e in others])
+            for leaf, array, *others in zip(base_leaves, arrays, *columns, strict=True)
+        ]
+        return cls(_tree.rebuild(base, arrays), _tree.rebuild(base, vectors), names)
+
+    @property
+    def num_tasks(self) -> int:
+        """The number of experts, and so of coefficients."""
+        return len(self.names)
+
+    @property
+    def left_alone(self) -> dict[str, str]:
+        """Key paths of the leaves that a merge takes from the base, and why."""
+        vectors = _tree.values_up_to(self.base, self.vectors)
+        return {
+            leaf.path: leaf.kept
+            for leaf, v in zip(_tree.leaves(self.base), vectors, strict=True)
+            if v is None
+        }
+
+    def norms(self) -> Float[Array, " coefficients"]:
+        r"""Compute the Euclidean norm $\lVert v_i \rVert$ of each task vector, in float32."""
+        return jnp.sqrt(jnp.diagonal(_gram(self)))
+
+    def cosine_similarity(self) -> Float[Array, "coefficients coefficients"]:
+        r"""Compute the cosines between task vectors.
+
+        Values near 1 say that experts learned the same, near 0 that they can be added
+        without much interference. A vector of norm zero has cosine 0 with every other.
+        """
+        gram = _gram(self)
+        norms = jnp.sqrt(jnp.diagonal(gram))
+        safe = jnp.where(norms > 0, norms, 1.0)  # an unchanged expert has no direction
+        return jnp.clip(gram / (safe[:, None] * safe), -1.0, 1.0)
+
+
+def merge(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence[float]) -> PyTree:
+    r"""Merge linearly: $\theta(c) = \theta_0 + \sum_i c_i v_i$, with no normalisation.
+
+    Sums in float32 at least and rounds once, to the dtype of each leaf of the base.
+    Differentiable in the coefficients. For a batch of merges, `jax.vmap` it over the
+    coefficients: the base and the vectors are then read once for all of them.
+
+    Args:
+        task_vectors: The base and the vectors.
+        coefficients: One number per expert, in the order of `names`. Zeros give the
+            base, a one at `i` gives expert `i`.
+
+    Returns:
+        Parameters like the base: same tree, dtypes and shardings.
+
+    Raises:
+        ValueError: If the number of coefficients is not the number of experts.
+
+    Example:
+        >>> import jax.numpy as jnp, mapjax as mj
+        >>> tv = mj.TaskVectors.from_params(jnp.zeros(2), [jnp.ones(2), jnp.arange(2.0)])
+        >>> mj.merge(tv, [0.5, 0.25])
+        Array([0.5 , 0.75], dtype=float32)
+
+    References:
+        Ilharco et al., *Editing Models with Task Arithmetic*, ICLR 2023, arXiv 2212.04089.
+    """
+    c = jnp.asarray(coefficients)
+    if c.shape != (task_vectors.num_tasks,):
+        raise ValueError(
+            f"`coefficients` has shape {c.shape}, but there are {task_vectors.num_tasks} "
+            f"experts {task_vectors.names}: pass one number per expert, shape "
+            f"({task_vectors.num_tasks},). For a batch use "
+            "`jax.vmap(mapjax.merge, (None, 0))(task_vectors, coefficients)`."
+        )
+
+    return _merge(task_vectors, c)
+
+
+@eqx.filter_jit
+def _merge(task_vectors: TaskVectors, c: Array) -> PyTree:
+    base = jax.tree.leaves(task_vectors.base)
+    vectors = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
+    merged = [
+        leaf if v is None else _add(leaf, c, v)
+        for leaf, v in zip(base, vectors, strict=True)
+    ]
+    return _tree.rebuild(task_vectors.base, merged)
+
+
+def _add(leaf: Array, c: Array, vectors: Array) -> Array:
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    total = leaf.astype(wide)
+    # A chain of multiply-adds is one fused, multi-threaded loop; the same contraction as
+    # a dot product runs at half the speed on CPU (benchmarks/bench_merge.py).
+    for i in range(vectors.shape[0]):
+        total = total + c[i].astype(wide) * vectors[i].astype(wide)
+    return total.astype(leaf.dtype)
+
+
+def _named(
+    experts: Mapping[str, PyTree] | Sequence[PyTree], names: Sequence[str] | None
+) -> tuple[list[PyTree], tuple[str, ...]]:
+    if isinstance(experts, Mapping):
+        if names is not None:
+            raise ValueError("`names` is for a sequence of experts; a mapping has its own.")
+        names, trees = list(experts), list(experts.values())
+    else:
+        trees = list(experts)
+        names = [f"expert_{i}" for i in range(len(trees))] if names is None else list(names)
+    if not trees:
+        raise ValueError("`experts` is empty: pass at least one fine-tuned model.")
+    if len(names) != len(trees):
+        raise ValueError(f"`names` has {len(names)} entries for {len(trees)} experts.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"Expert names must be unique, but {twice} come more than once.")
+    return trees, tuple(str(name) for name in names)
+
+
+def _nothing_to_merge(base: PyTree, leaves: list[_tree.Leaf]) -> str:
+    if len(leaves) == 1 and leaves[0].kept == "not an array":
+        return (
+            f"`base` is a {type(base).__name__}, which JAX does not see as a pytree of "
+            "arrays. Pass its parameters, or register the class, for example with "
+            "`jax.tree_util.register_dataclass`."
+        )
+    reasons = {leaf.path: leaf.kept for leaf in leaves}
+    return f"`base` has no leaf that can be merged: {reasons}. Pass floating-point arrays."
+
+
+def _array(leaf: _tree.Leaf) -> Array:
+    array = jnp.asarray(leaf.value)
+    if array.dtype != leaf.value.dtype:
+        warnings.warn(
+            f"Leaf {leaf.path} is {leaf.value.dtype} and was narrowed to {array.dtype}, as "
+            "JAX does by default. Set `jax.config.update('jax_enable_x64', True)` to keep it.",
+            stacklevel=4,
+        )
+    return array
+
+
+@eqx.filter_jit
+def _differences(base: Array, experts: list[Array]) -> Array:
+    wide = jnp.promote_types(base.dtype, jnp.float32)
+    return jnp.stack(
+        [
+            (e.astype(wide) - base.astype(wide)).astype(
+                jnp.promote_types(base.dtype, e.dtype)
+            )
+            for e in experts
+        ]
+    )
+
+
+@eqx.filter_jit
+def _gram(task_vectors: TaskVectors) -> Float[Array, "coefficients coefficients"]:
+    total = jnp.zeros((task_vectors.num_tasks,) * 2)
+    for v in jax.tree.leaves(task_vectors.vectors):
+        flat = v.reshape(v.shape[0], -1).astype(jnp.promote_types(v.dtype, jnp.float32))
+        gram = jnp.matmul(flat, flat.conj().T, precision=jax.lax.Precision.HIGHEST)
+        total = total + gram.real
+    return total

@@ -1,0 +1,32 @@
+"""Runs before `mapjax` is imported: type checks on, four CPU devices, no GPU."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook("mapjax", "beartype.beartype")
+
+hypothesis.settings.register_profile(
+    "mapjax", derandomize=True, deadline=None, max_examples=100, database=None
+)
+hypothesis.settings.load_profile("mapjax")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def x64():
+    """Double precision for the length of one test."""
+    with jax.enable_x64(True):
+        yield

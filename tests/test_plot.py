@@ -1,0 +1,334 @@
+"""Pictures show what the solution holds, for any number of tasks and either direction."""
+
+import io
+import subprocess
+import sys
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+
+from mapjax import plot as _plot
+from mapjax._result import RESULTS, Front, Samples
+from mapjax._solution import Solution
+
+NUM_VERIFIED = 4
+
+plot: Any = _plot  # what is read back from matplotlib has no useful static types
+
+
+def make_solution(num_tasks, *, directions=None, num_coefficients=None, **changes) -> Any:
+    """A solution of quadratics whose optima are near the experts, with two failures."""
+    n = num_coefficients or num_tasks
+    directions = directions or ("maximize",) * num_tasks
+    signs = np.array([1 if d == "maximize" else -1 for d in directions])
+    random = np.random.default_rng(num_tasks)
+    optima = 0.9 * np.eye(n)[np.arange(num_tasks) % n]
+
+    def surrogate(c):
+        c = np.asarray(c)
+        scores = 0.9 - 0.3 * ((c[:, None] - optima) ** 2).sum(-1)
+        return jnp.asarray(signs * scores, jnp.float32)
+
+    front = jnp.asarray(random.dirichlet(np.ones(n), 30), jnp.float32)
+    sampled = [np.zeros((1, n)), np.eye(n), np.full((1, n), 1 / n), random.random((10, n))]
+    sampled = jnp.asarray(np.concatenate([*sampled, front[:NUM_VERIFIED]]), jnp.float32)
+    scores = np.array(surrogate(sampled)) + random.normal(
+        0, 0.02, (len(sampled), num_tasks)
+    )
+    scores[n + 3] = np.nan
+    scores[n + 4, 0] = np.inf
+    samples = Samples(sampled, jnp.asarray(scores, jnp.float32))
+    names = tuple(f"task {t}" for t in range(num_tasks))
+    fields: dict[str, Any] = dict(
+        front=Front(front, surrogate(front)),
+        samples=samples,
+        verified=Front(sampled[-NUM_VERIFIED:], samples.scores[-NUM_VERIFIED:]),
+        surrogate=surrogate,
+        result=RESULTS.successful,
+        stats={},
+        num_verified=NUM_VERIFIED,
+        task_names=names,
+        coefficient_names=tuple(f"c{i}" for i in range(n)),
+        directions=directions,
+    )
+    return Solution(**fields | changes)
+
+
+def failed_solution():
+    """What a run leaves that measured nothing but NaN."""
+    samples = make_solution(2).samples
+    samples = Samples(samples.coefficients, jnp.full_like(samples.scores, jnp.nan))
+    front = Front(jnp.zeros((0, 2)), jnp.zeros((0, 2)))
+    return make_solution(2, samples=samples, front=front, verified=front, surrogate=None)
+
+
+def points(ax, label):
+    """What is drawn under a label of the legend."""
+    for collection in ax.collections:
+        if collection.get_label() == label:
+            drawn = getattr(collection, "_offsets3d", None)
+            if drawn is None:
+                return np.asarray(collection.get_offsets())
+            return np.stack([np.asarray(x) for x in drawn], axis=1)
+    raise AssertionError(f"nothing is labelled {label!r}")
+
+
+def png(figure):
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=40)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3])
+def test_front_shows_every_kind_of_point(num_tasks):
+    solution = make_solution(num_tasks)
+    ax = plot.front(solution)
+    scores = np.asarray(solution.samples.scores)
+    finite = scores[np.isfinite(scores).all(axis=1)]
+    assert len(finite) == len(scores) - 2
+    np.testing.assert_allclose(points(ax, "evaluated"), finite)
+    np.testing.assert_allclose(points(ax, "front, predicted"), solution.front.scores)
+    np.testing.assert_allclose(points(ax, "front, verified"), scores[-NUM_VERIFIED:])
+    np.testing.assert_allclose(points(ax, "base"), scores[:1])
+    for i in range(num_tasks):
+        np.testing.assert_allclose(points(ax, f"expert c{i}"), scores[[i + 1]])
+    np.testing.assert_allclose(points(ax, "uniform merge"), scores[[num_tasks + 1]])
+    assert png(ax.figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3])
+def test_front_joins_predictions_to_measurements(num_tasks):
+    solution = make_solution(num_tasks)
+    ax = plot.front(solution)
+    rows = slice(-NUM_VERIFIED, None)
+    predicted = np.asarray(solution.surrogate(solution.samples.coefficients))[rows]
+    measured = np.asarray(solution.samples.scores)[rows]
+    assert len(ax.lines) == NUM_VERIFIED
+    for line, start, end in zip(ax.lines, predicted, measured, strict=True):
+        data = line.get_data() if num_tasks == 2 else line.get_data_3d()
+        np.testing.assert_allclose(np.transpose(data), [start, end], rtol=1e-6)
+
+
+def test_front_of_a_choice_of_tasks_in_the_order_asked_for():
+    solution = make_solution(5)
+    ax = plot.front(solution, tasks=("task 4", 1))
+    expected = np.asarray(solution.front.scores)[:, [4, 1]]
+    np.testing.assert_allclose(points(ax, "front, predicted"), expected)
+    assert ax.get_xlabel().startswith("task 4")
+    assert ax.get_ylabel().startswith("task 1")
+
+
+def test_labels_say_which_way_is_better():
+    ax = plot.front(make_solution(2, directions=("maximize", "minimize")))
+    assert ax.get_xlabel() == "task 0  (higher is better →)"
+    assert ax.get_ylabel() == "task 1  (← lower is better)"
+
+
+def test_front_draws_standard_deviations_where_there_are_some():
+    solution = make_solution(2)
+    std = jnp.full_like(solution.front.scores, 0.05).at[0].set(jnp.nan)
+    front = Front(solution.front.coefficients, solution.front.scores, std)
+    (bars,) = plot.front(make_solution(2, front=front)).containers
+    across, up = bars[2]
+    assert len(across.get_segments()) == len(up.get_segments()) == len(front) - 1
+    lengths = [np.ptp(segment, axis=0) for segment in across.get_segments()]
+    np.testing.assert_allclose(lengths, [[0.1, 0.0]] * len(lengths), atol=1e-6)
+    assert not plot.front(solution).containers
+
+
+def test_front_without_verification_or_uniform_merge():
+    solution = make_solution(2, verified=None, num_verified=0)
+    few = Samples(solution.samples.coefficients[:3], solution.samples.scores[:3])
+    ax = plot.front(make_solution(2, verified=None, num_verified=0, samples=few))
+    shown = {text.get_text() for text in ax.get_legend().get_texts()}
+    assert shown == {"evaluated", "front, predicted", "base", "expert c0", "expert c1"}
+    assert not ax.lines
+
+
+def test_axes_that_are_given_are_drawn_on():
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    solution = make_solution(2)
+    assert plot.front(solution, ax=left) is left
+    assert plot.parallel(solution, ax=right) is right
+    below = Figure().add_subplot()
+    assert plot.contours(solution, ax=below) is below
+    space = Figure().add_subplot(projection="3d")
+    assert plot.front(make_solution(3), ax=space) is space
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3])
+def test_legend_hides_no_data(num_tasks):
+    ax = plot.front(make_solution(num_tasks))
+    figure = ax.figure
+    figure.draw_without_rendering()
+    legend = ax.get_legend().get_window_extent()
+    assert legend.x0 >= ax.get_window_extent().x1 - 1
+    assert legend.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 8])
+def test_pairs_draw_every_pair_once(num_tasks):
+    directions = ("minimize", *["maximize"] * (num_tasks - 1))
+    solution = make_solution(num_tasks, directions=directions)
+    figure = plot.pairs(solution)
+    visible = [ax for ax in figure.axes if ax.get_visible()]
+    assert len(visible) == num_tasks * (num_tasks - 1) // 2
+    scores = np.asarray(solution.front.scores)
+    pairs = [(j, i) for i in range(1, num_tasks) for j in range(i)]
+    for ax, (x, y) in zip(visible, pairs, strict=True):
+        np.testing.assert_allclose(points(ax, "front, predicted"), scores[:, [x, y]])
+    assert "lower is better" in figure.axes[-num_tasks + 1].get_xlabel()
+    assert len(figure.legends) == 1
+    assert png(figure)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 8])
+def test_parallel_puts_the_better_score_higher(num_tasks):
+    directions = ("minimize", *["maximize"] * (num_tasks - 1))
+    solution = make_solution(num_tasks, directions=directions)
+    ax = plot.parallel(solution)
+    predicted = ax.lines[: len(solution.front)]
+    heights = np.array([line.get_ydata() for line in predicted])
+    scores = np.array(solution.front.scores)
+    scores[:, 0] *= -1
+    np.testing.assert_array_equal(np.argsort(heights, axis=0), np.argsort(scores, axis=0))
+    drawn = [text.get_text() for text in ax.texts]
+    assert len(drawn) == 2 * num_tasks
+    assert float(drawn[0]) < float(drawn[1])  # the lowest, best score stands at the top
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(solution.task_names)
+    assert png(ax.figure)
+
+
+def test_parallel_with_a_constant_task():
+    solution = make_solution(2)
+    flat = Front(solution.front.coefficients, solution.front.scores.at[:, 1].set(0.5))
+    samples = Samples(
+        solution.samples.coefficients, solution.samples.scores.at[:, 1].set(0.5)
+    )
+    solution = make_solution(2, front=flat, samples=samples, verified=None, num_verified=0)
+    assert png(plot.parallel(solution).figure)
+
+
+def test_a_failed_run_can_be_drawn():
+    assert png(plot.front(failed_solution()).figure)
+    assert png(plot.pairs(failed_solution()))
+
+
+def test_contours_predict_on_the_plane_that_is_held():
+    seen = []
+    truth = make_solution(3)
+
+    def surrogate(c):
+        seen.append(np.asarray(c))
+        return truth.surrogate(c)
+
+    solution = make_solution(3, surrogate=surrogate)
+    ax = plot.contours(solution, "task 1", ("c2", 0), held=(9.0, 0.25, 9.0), num_points=7)
+    (grid,) = seen
+    assert grid.shape == (49, 3)
+    np.testing.assert_allclose(grid[:, 1], 0.25)
+    np.testing.assert_allclose(np.unique(grid[:, 0]), np.linspace(0, 1, 7), atol=1e-6)
+    assert ax.get_xlabel() == "coefficient of c2"
+    assert ax.get_ylabel() == "coefficient of c0"
+    assert ax.get_title().startswith("others held at 0.25")
+    assert png(ax.figure)
+
+
+def test_contours_show_measured_scores_on_the_colours_of_the_prediction():
+    solution = make_solution(3)
+    ax = plot.contours(solution, task=0, coefficients=(0, 1))
+    scatters: Any = [x for x in ax.collections if isinstance(x, PathCollection)]
+    elsewhere, here = scatters
+    # Base and two experts lie on the plane c2 = 0; two failures lie nowhere.
+    np.testing.assert_allclose(here.get_offsets(), [[0, 0], [1, 0], [0, 1]])
+    np.testing.assert_allclose(here.get_array(), solution.samples.scores[:3, 0])
+    assert len(elsewhere.get_offsets()) == len(solution.samples) - 3 - 2
+    filled = ax.collections[0]
+    assert here.get_clim() == elsewhere.get_clim() == filled.get_clim()
+    assert {text.get_text() for text in ax.texts} == {"base", "expert c0", "expert c1"}
+
+
+def test_contours_of_a_constant_surrogate():
+    solution = make_solution(2, surrogate=lambda c: jnp.full((len(c), 2), 0.5))
+    samples = Samples(
+        solution.samples.coefficients, jnp.full_like(solution.samples.scores, 0.5)
+    )
+    solution = make_solution(2, surrogate=solution.surrogate, samples=samples)
+    assert png(plot.contours(solution).figure)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 8])
+def test_predicted_vs_verified_shows_every_evaluation(num_tasks):
+    solution = make_solution(num_tasks)
+    figure = plot.predicted_vs_verified(solution)
+    panels = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in panels] == list(solution.task_names)
+    predicted = np.asarray(solution.surrogate(solution.samples.coefficients))
+    measured = np.asarray(solution.samples.scores)
+    for t, ax in enumerate(panels):
+        both = np.stack([predicted[:, t], measured[:, t]], axis=1)
+        fitted, verified = both[:-NUM_VERIFIED], both[-NUM_VERIFIED:]
+        fitted = fitted[np.isfinite(fitted).all(axis=1)]
+        np.testing.assert_allclose(points(ax, "evaluated to fit"), fitted)
+        np.testing.assert_allclose(points(ax, "evaluated to verify"), verified)
+        error = np.abs(verified[:, 0] - verified[:, 1]).mean()
+        assert f"off by {error:.2g} in {NUM_VERIFIED} verified" in ax.texts[0].get_text()
+    assert png(figure)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plot.front(make_solution(4)), r"there are 4\. Choose from .*pairs"),
+        (lambda: plot.front(make_solution(4), [0]), r"`tasks` is \[0\]"),
+        (lambda: plot.front(make_solution(4), [1, 1]), "different tasks"),
+        (lambda: plot.front(make_solution(3), ["task 0", "mnist"]), "no task 'mnist'"),
+        (lambda: plot.front(make_solution(3), [0, 3]), "no task 3: the 3 tasks"),
+        (
+            lambda: plot.front(make_solution(3), ax=Figure().add_subplot()),
+            r"three tasks need axes made by .*projection",
+        ),
+        (
+            lambda: plot.front(make_solution(2), ax=Figure().add_subplot(projection="3d")),
+            r"two tasks need axes made by .*add_subplot\(\)",
+        ),
+        (lambda: plot.pairs(make_solution(1)), "two tasks or more"),
+        (lambda: plot.parallel(make_solution(1)), "two tasks or more"),
+        (lambda: plot.contours(make_solution(3), 5), "no task 5"),
+        (lambda: plot.contours(make_solution(3), 0, (0, 3)), "no coefficient 3: the 3"),
+        (lambda: plot.contours(make_solution(3), 0, (0, -1)), "no coefficient -1"),
+        (lambda: plot.contours(make_solution(3), 0, ("c0", "x")), "no coefficient 'x'"),
+        (lambda: plot.contours(make_solution(3), 0, (1, 1)), "two different ones"),
+        (lambda: plot.contours(make_solution(3), held=(0.1, 0.2)), r"shape \(2,\)"),
+        (lambda: plot.contours(make_solution(3), num_points=1), "at least 2"),
+        (lambda: plot.contours(make_solution(3, surrogate=None)), "no surrogate"),
+        (lambda: plot.predicted_vs_verified(make_solution(3, surrogate=None)), "no surrog"),
+        (lambda: plot.parallel(failed_solution()), "no finite score"),
+    ],
+)
+def test_errors_say_what_to_pass_instead(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_missing_matplotlib_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "mapjax\[plot\]"'):
+        plot.front(make_solution(2))
+
+
+def test_pictures_load_late_and_leave_pyplot_alone():
+    code = """
+import sys, mapjax.plot
+assert "matplotlib" not in sys.modules
+import matplotlib.figure
+from mapjax.plot._figure import new_figure
+new_figure(1, 1).add_subplot(projection="3d")
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
