@@ -169,6 +169,16 @@ def test_memory_is_predicted_and_the_chunk_chosen_from_it():
     limited = mj.Evaluator(tv, [task], chunk_size=None, memory_limit=one)
     assert limited.chunk_size == 1
     assert limited.predicted_memory <= one
+    wide = mj.Task(
+        "t",
+        lambda p, x: uses_all(p, jnp.repeat(x, 8, 0))[::8],
+        np.tile(X, (40, 1)),
+        np.tile(Y, 40),
+    )
+    whole = mj.Evaluator(tv, [wide], batch_size=2000).predicted_memory
+    halved = mj.Evaluator(tv, [wide], memory_limit=whole - 100_000)
+    assert halved.predicted_memory < whole
+    assert halved.batch_size < 2000
     with pytest.warns(UserWarning, match=r"needs 0\.0 GiB.*Lower `batch_size`"):
         assert mj.Evaluator(tv, [task], memory_limit=1000).chunk_size == 1
 

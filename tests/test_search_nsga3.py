@@ -220,6 +220,22 @@ def test_crossover_leaves_uncrossed_pairs_and_equal_parents_alone():
     np.testing.assert_array_equal(other, same)
 
 
+def test_offspring_of_parents_next_to_a_bound_are_finite():
+    ends = jnp.array([0.0, 1e-38, 1e-7, 0.5, 1 - 2**-20, 1 - 2**-24, 1.0])
+    first, second = (x.ravel() for x in jnp.meshgrid(ends, ends))
+    for seed in range(20):
+        child = simulated_binary_crossover(
+            *(jnp.tile(x[:, None], (1, 50)) for x in (first, second)),
+            rate=jnp.asarray(1.0),
+            eta=jnp.asarray(30.0),
+            key=jax.random.key(seed),
+        )
+        child = polynomial_mutation(
+            child, rate=jnp.asarray(0.5), eta=jnp.asarray(20.0), key=jax.random.key(seed)
+        )
+        assert bool(jnp.all((child >= 0) & (child <= 1)))
+
+
 @pytest.mark.parametrize("parent", [0.0, 0.1, 0.6, 1.0])
 def test_mutation_has_the_distribution_of_pymoo(parent):
     num, eta = 6000, 20.0

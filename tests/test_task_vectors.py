@@ -129,6 +129,33 @@ def test_merge_traces_once_and_differentiates():
     np.testing.assert_allclose(jax.grad(total)(jnp.array([0.1])), [3.0])
 
 
+def test_derivatives_are_those_of_a_linear_map(x64):
+    rng = np.random.default_rng(0)
+    tv = mj.TaskVectors.from_params(
+        *(lambda x: (x[0], list(x[1:])))(rng.normal(size=(4, 2, 3)))
+    )
+    c = jnp.asarray(rng.random((5, 3)))
+
+    def energy(c, tv):
+        return jnp.sum(mj.merge(tv, c) ** 2)
+
+    def plain(c, tv):
+        return jnp.sum((tv.base + jnp.tensordot(c, tv.vectors, 1)) ** 2)
+
+    for transform in (
+        lambda f: jax.vmap(jax.grad(f), (0, None)),
+        lambda f: jax.vmap(jax.jacfwd(f), (0, None)),
+        lambda f: jax.vmap(jax.hessian(f), (0, None)),
+        lambda f: jax.grad(lambda c, tv: jax.vmap(f, (0, None))(c, tv).sum()),
+        lambda f: jax.vmap(jax.grad(f, argnums=1, allow_int=True), (0, None)),
+    ):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10),
+            transform(energy)(c, tv),
+            transform(plain)(c, tv),
+        )
+
+
 def test_public_merge_does_not_retrace_for_new_numbers():
     tv = mj.TaskVectors.from_params(jnp.zeros(7), [jnp.ones(7)])
     mj.merge(tv, [0.25])

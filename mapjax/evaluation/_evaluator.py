@@ -36,7 +36,7 @@ class Evaluator:
         *,
         num_coefficients: int | None = None,
         chunk_size: int | None = None,
-        batch_size: int = 512,
+        batch_size: int | None = None,
         memory_limit: int | None = None,
         mesh: Mesh | None = None,
     ):
@@ -50,7 +50,8 @@ class Evaluator:
             chunk_size: How many candidates are evaluated at once on each device. By
                 default 1 on CPU, where more gains nothing, and else as many as fit into
                 the memory limit, at most 16.
-            batch_size: The most examples predicted at once.
+            batch_size: The most examples predicted at once; by default 2,048, or as many
+                as fit into the memory limit.
             memory_limit: Bytes that one device may use for a chunk; by default 80 % of
                 what is free.
             mesh: Devices to share the candidates out to, along the first axis of the
@@ -70,11 +71,14 @@ class Evaluator:
         for name, value in dict(chunk_size=chunk_size, batch_size=batch_size).items():
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be at least 1.")
-        self.batch_size = batch_size
+        self.batch_size = batch_size or 2048
+        self._may_halve = batch_size is None
         self.memory_limit = memory_limit
         self.mesh = mesh
         if mesh is not None:
             self.rule, self.tasks = (_place(x, mesh) for x in (self.rule, self.tasks))
+        # Parted once: a call then hands over arrays alone.
+        self._arrays, self._static = eqx.partition((self.rule, self.tasks), eqx.is_array)
         self._chunk_size = chunk_size
         self._compiled: dict[_Kind, Any] = {}
         self._check()
@@ -218,7 +222,7 @@ class Evaluator:
                     if count
                     else np.zeros((size, c.shape[1]), c.dtype)
                 )
-                blocks.append(program(self.rule, self.tasks, self._share(block)))
+                blocks.append(program(self._arrays, self._share(block)))
                 if len(blocks) > 1:  # one block computes while the next is handed over
                     jax.block_until_ready(blocks[-2])
                     advance(size)
@@ -243,13 +247,18 @@ class Evaluator:
         """Compile for a chunk that fits into memory; the compiler says what it needs."""
         if kind not in self._compiled:
             limit = self.memory_limit or _free_memory(0.8)
-            chosen = self._chunk_size is not None
+            may_shrink = self._chunk_size is None
             chunk = self._chunk_size or (1 if jax.default_backend() == "cpu" else 16)
             program = self._compile(kind, chunk)
-            while not chosen and chunk > 1 and _peak_bytes(program) > limit:
-                fixed = _argument_bytes(program)
-                each = (_peak_bytes(program) - fixed) / chunk
-                chunk = min(chunk - 1, max(1, int((limit - fixed) / each)))
+            while _peak_bytes(program) > limit:
+                if may_shrink and chunk > 1:
+                    fixed = _argument_bytes(program)
+                    each = (_peak_bytes(program) - fixed) / chunk
+                    chunk = min(chunk - 1, max(1, int((limit - fixed) / each)))
+                elif self._may_halve and self.batch_size > 32:
+                    self.batch_size //= 2
+                else:
+                    break
                 program = self._compile(kind, chunk)
             if _peak_bytes(program) > limit:
                 warnings.warn(
@@ -264,38 +273,30 @@ class Evaluator:
         return self._compiled[kind]
 
     def _compile(self, kind: _Kind, chunk: int) -> Any:
-        def run(rule: Any, tasks: tuple[Task, ...], c: Array) -> Any:
+        def run(arrays: PyTree, c: Array) -> Any:
+            rule, tasks = eqx.combine(arrays, self._static)
             return _evaluate(rule, tasks, c, kind, self.batch_size, chunk)
 
-        mesh, share = self.mesh, PartitionSpec()
-        if mesh is None:
-            function = run
-            size = chunk
-        else:
-            axis = mesh.axis_names[0]
-            size = chunk * mesh.shape[axis]
+        function, size = run, chunk
+        if self.mesh is not None:
+            axis = self.mesh.axis_names[0]
+            size = chunk * self.mesh.shape[axis]
+            everywhere = NamedSharding(self.mesh, PartitionSpec())
+            share = jax.shard_map(
+                run,
+                mesh=self.mesh,
+                in_specs=(PartitionSpec(), PartitionSpec(axis)),
+                out_specs=PartitionSpec(axis),
+                axis_names={axis},
+                # The data scan's carry starts equal on all devices and then differs.
+                check_vma=False,
+            )
 
-            def function(rule: Any, tasks: tuple[Task, ...], c: Array) -> Any:
-                arrays, static = eqx.partition((rule, tasks), eqx.is_array)
-
-                def on_one_device(arrays: Any, c: Array) -> Any:
-                    rule, tasks = eqx.combine(arrays, static)
-                    return run(rule, tasks, c)
-
-                shared = jax.shard_map(
-                    on_one_device,
-                    mesh=mesh,
-                    in_specs=(PartitionSpec(), PartitionSpec(axis)),
-                    out_specs=PartitionSpec(axis),
-                    axis_names={axis},
-                    # The data scan's carry starts equal on all devices and then differs.
-                    check_vma=False,
-                )
-                everywhere = NamedSharding(mesh, share)
-                return jax.lax.with_sharding_constraint(shared(arrays, c), everywhere)
+            def function(arrays: PyTree, c: Array) -> Any:
+                return jax.lax.with_sharding_constraint(share(arrays, c), everywhere)
 
         block = self._share(np.zeros((size, self.num_coefficients), jnp.zeros(()).dtype))
-        return eqx.filter_jit(function).lower(self.rule, self.tasks, block).compile()
+        return jax.jit(function).lower(self._arrays, block).compile()
 
 
 def _evaluate(
@@ -363,7 +364,7 @@ def _join(blocks: Sequence[Array], count: int) -> Array:
 
 
 def _analysis(program: Any) -> Any:
-    return program.compiled.memory_analysis()
+    return program.memory_analysis()
 
 
 def _argument_bytes(program: Any) -> int:

@@ -81,8 +81,9 @@ def simulated_binary_crossover(
     gap, total = jnp.abs(first - second), first + second
     # How far both parents lie from the bound, from one parent's side to the other's.
     room = jnp.where(lower, total, 2 - total)
-    # Where before divide: two parents on the bound have neither gap nor room.
-    least = gap / jnp.where(room > 0, room, 1)
+    # Where before divide: two parents on the bound have neither gap nor room. Close to it
+    # the gap may exceed the room, by rounding.
+    least = jnp.minimum(gap / jnp.where(room > 0, room, 1), 1)
     u = uniform(words, dtype) * (2 - jnp.exp(jnp.log(least) * (eta + 1)))
     # u < 2 but for rounding, after which the child is clipped.
     u = jnp.where(u <= 1, u, 1 / jnp.maximum(2 - u, 1e-9))
