@@ -148,8 +148,8 @@ def test_width_is_where_the_hyperplane_cuts_the_axes(objectives):
         [[0.0, 0.0], [0.0, 0.0]],  # The ideal point.
         [[jnp.inf, jnp.inf], [jnp.inf, jnp.inf]],  # No point.
         [[4.0, 1.0], [6.0, 1.0]],  # Parallel to an axis.
-        [[1.0, 2.0], [3.0, 1.0]],  # Crossed, cuts beyond the front.
-        [[9.0, 0.0], [0.0, 9.0]],  # Beyond the front.
+        [[3.0, 1.0], [5.0, 2.0]],  # Cuts an axis below the ideal point.
+        [[9.0, 0.0], [0.0, 9.0]],  # Cuts both beyond the front.
     ],
 )
 def test_width_falls_back_to_the_worst_of_the_front(extreme):
@@ -165,16 +165,28 @@ def test_a_constant_objective_has_width_one():
 
 def test_extreme_points_minimise_the_achievement_function():
     scores, previous = points(0), np.full((3, 3), np.inf, np.float32)
-    previous[:, 1] = [0, 30, 0]
+    previous[:, 1] = [0, 0.25, 0]
     front = np.arange(60) % 2 == 0
-    ideal = scores.min(axis=0)
-    extreme = extreme_points(*map(jnp.asarray, (scores.T, front, ideal, previous)))
+    ideal, worst = scores.min(axis=0), scores[front].max(axis=0)
+    arguments = (scores.T, front, ideal, worst, previous)
+    extreme = np.asarray(extreme_points(*map(jnp.asarray, arguments)))
     pool = np.concatenate([previous.T[1:2], scores[front]])
-    for axis in range(3):
+
+    def distances(rows, axis):
         weights = np.where(np.arange(3) == axis, 1, 1e6)
-        best = ((pool - ideal) * weights).max(axis=1)
-        ours = ((np.asarray(extreme)[:, axis] - ideal) * weights).max()
-        assert ours == best.min()
+        return ((rows - ideal) / (worst - ideal) * weights).max(axis=1)
+
+    for axis in range(3):
+        assert distances(extreme.T, axis)[axis] == distances(pool, axis).min()
+    np.testing.assert_array_equal(extreme[:, 1], [0, 0.25, 0])
+
+
+def test_extreme_points_do_not_hang_on_the_last_digits():
+    scores = jnp.array([[1e-5, 0.0, 1.0], [3.0, 4.0, 0.0]])
+    ends = (jnp.zeros(2), jnp.array([1.0, 4.0]))
+    none = jnp.full((2, 2), jnp.inf)
+    extreme = extreme_points(scores, jnp.ones(3, bool), *ends, none)
+    np.testing.assert_array_equal(extreme, scores[:, jnp.array([2, 0])])
 
 
 def same_distribution(one, other):
@@ -221,7 +233,9 @@ def test_crossover_leaves_uncrossed_pairs_and_equal_parents_alone():
 
 
 def test_offspring_of_parents_next_to_a_bound_are_finite():
-    ends = jnp.array([0.0, 1e-38, 1e-7, 0.5, 1 - 2**-20, 1 - 2**-24, 1.0])
+    ends = jnp.array(
+        [0.0, 1e-38, 1e-7, 0.5, *(1 - odd * 2.0**-24 for odd in (13, 5, 1, 0))]
+    )
     first, second = (x.ravel() for x in jnp.meshgrid(ends, ends))
     for seed in range(20):
         child = simulated_binary_crossover(

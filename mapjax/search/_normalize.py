@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 from mapjax.search._scalarize import max_product
 
 _OFF_AXIS = 1e6
+_ON_AXIS = 1e-3
 _LEAST_WIDTH = 1e-6
 _LEAST_PIVOT = 1e-6
 
@@ -15,25 +16,32 @@ def extreme_points(
     columns: Float[Array, "objectives points"],
     front: Bool[Array, " points"],
     ideal: Float[Array, " objectives"],
+    worst: Float[Array, " objectives"],
     previous: Float[Array, "objectives objectives"],
 ) -> Float[Array, "objectives objectives"]:
     """Find, per axis, the point of the front that lies nearest to it.
 
-    Nearest by the achievement scalarising function max_k (f_k - z_k) / w_k, with weight 1
-    on the axis and 1e-6 off it.
+    Nearest by the achievement scalarising function max_k f_k / w_k, with weight 1 on the
+    axis and 1e-6 off it, of objectives as shares of the front.
 
     Args:
         columns: Objectives of all points.
         front: Which points are on the front.
         ideal: The ideal point.
+        worst: The largest value of each objective on the front.
         previous: Extreme points of the generations before, which may win again.
 
     Returns:
         One extreme point per column, infinite if there was none.
     """
     points = jnp.concatenate([previous, jnp.where(front, columns, jnp.inf)], axis=1)
+    # Where before divide: an objective that is constant on the front.
+    width = jnp.where(worst > ideal, worst - ideal, 1)
+    share = (points - ideal[:, None]) / width[:, None]
+    # Times a million, the last digits of an objective would decide alone.
+    share = jnp.where(share < _ON_AXIS, 0, share)
     weights = jnp.where(jnp.eye(len(columns), dtype=bool), 1, _OFF_AXIS)
-    distance = max_product(weights.astype(columns.dtype), points - ideal[:, None])
+    distance = max_product(weights.astype(columns.dtype), share)
     return points[:, jnp.argmin(distance, axis=1)]
 
 
@@ -44,9 +52,9 @@ def front_width(
 ) -> Float[Array, " objectives"]:
     """Measure the front along each axis: the nadir point minus the ideal point.
 
-    The nadir point is where the hyperplane through the extreme points cuts the axes. If
-    there is no such plane, or it cuts an axis at or below the ideal point or beyond the
-    worst of the front, then the nadir point is the worst of the front.
+    The nadir point is where the hyperplane through the extreme points cuts the axes, but
+    nowhere beyond the worst of the front. If there is no such plane, or it cuts an axis at
+    or below the ideal point, then the nadir point is the worst of the front.
 
     Args:
         extreme: Extreme points, one per column.
@@ -58,9 +66,9 @@ def front_width(
     """
     plane = _solve_ones((extreme - ideal[:, None]).T)
     flat = worst - ideal
-    # Comparisons with NaN are False. The cut lies at 1 / plane, up to rounding.
-    cut_is_sound = (plane * flat > 1 - 1e-4) & (plane * _LEAST_WIDTH < 1)
-    width = jnp.where(jnp.all(cut_is_sound), 1 / plane, flat)
+    # The cut lies at 1 / plane. Comparisons with NaN are False.
+    sound = jnp.all((plane > 0) & (plane * _LEAST_WIDTH < 1))
+    width = jnp.where(sound, jnp.minimum(1 / plane, flat), flat)
     return jnp.where(width > _LEAST_WIDTH, width, 1)
 
 

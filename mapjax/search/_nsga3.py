@@ -147,7 +147,7 @@ class NSGA3(MultiObjectiveAlgorithm):
         front = ranks == 0
         ideal = jnp.minimum(state.ideal, jnp.min(columns, axis=1))
         worst = jnp.max(jnp.where(front, columns, -jnp.inf), axis=1)
-        extreme = extreme_points(columns, front, ideal, state.extreme)
+        extreme = extreme_points(columns, front, ideal, worst, state.extreme)
         width = front_width(extreme, ideal, worst)
 
         niche, distance = associate(
