@@ -1,5 +1,11 @@
-"""Merging against the bandwidth of a NumPy copy, and a batch against single merges."""
+"""Merging against the bandwidth of a NumPy copy, and a batch against single merges.
 
+On Linux, results of hundreds of megabytes are fresh pages, and the kernel's work on them
+takes as long as the merge. `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` makes these pages large,
+for NumPy and JAX alike; the figures say whether it was set.
+"""
+
+import os
 from typing import Any
 
 import jax
@@ -15,7 +21,11 @@ def main() -> None:
     num_parameters, num_experts, num_merges = 100_000_000, 4, 16
     if arguments.quick:
         num_parameters = 2_000_000
-    figures: dict[str, Any] = {"parameters": num_parameters, "experts": num_experts}
+    figures: dict[str, Any] = {
+        "parameters": num_parameters,
+        "experts": num_experts,
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES"),
+    }
 
     rows = num_parameters // 1000
     base = {"w": jnp.zeros((rows, 1000))}
@@ -38,14 +48,22 @@ def main() -> None:
     }
     del source, target
 
-    batch = jax.jit(jax.vmap(mj.merge, in_axes=(None, 0)))
     # Sixteen results of 100 M parameters do not fit everywhere: a quarter of them do.
     base, vectors = jax.tree.map(lambda x: x[..., : rows // 4, :], (tv.base, tv.vectors))
     tv = mj.TaskVectors(base, vectors, tv.names)
-    figures["sixteen_merges"] = against(
-        lambda: batch(tv, coefficients),
-        lambda: [mj.merge(tv, c) for c in coefficients],
-    )
+
+    def singles() -> None:
+        for c in coefficients:
+            jax.block_until_ready(mj.merge(tv, c))  # used by someone, and dropped
+
+    # XLA runs through an array as it lies in memory. With the candidates last, it reads the
+    # base and the vectors once; with the candidates first, once for each of them.
+    for name, axis in (("candidates_first", 0), ("candidates_last", -1)):
+        batch = jax.jit(jax.vmap(mj.merge, in_axes=(None, 0), out_axes=axis))
+        figures[f"sixteen_merges_{name}"] = against(
+            lambda batch=batch: jax.block_until_ready(batch(tv, coefficients)) and None,
+            singles,
+        )
     report("merge", figures, arguments.output)
 
 

@@ -7,7 +7,9 @@ from mapjax import design as design
 from mapjax import metrics as metrics
 from mapjax import pareto as pareto
 from mapjax import surrogate as surrogate
+from mapjax._bayesian import bayesian_front as bayesian_front
 from mapjax._map import map_front as map_front
+from mapjax._nested import nested_front as nested_front
 from mapjax._result import RESULTS as RESULTS
 from mapjax._result import Front as Front
 from mapjax._result import Samples as Samples

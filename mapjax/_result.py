@@ -1,6 +1,9 @@
 """What the solvers return: fronts, samples and result codes."""
 
+from typing import NamedTuple
+
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -38,11 +41,14 @@ class Front(eqx.Module):
         scores: Their scores, in the direction of whoever made the front: the user's own
             for drivers, minimised for `mapjax.search`.
         std: Standard deviations of predicted scores, or `None` where there are none.
+        probability: How probable it is that no other point of the front dominates this
+            one, given how sure the scores are; `None` where they are measured.
     """
 
     coefficients: Float[Array, "points coefficients"]
     scores: Float[Array, "points tasks"]
     std: Float[Array, "points tasks"] | None = None
+    probability: Float[Array, " points"] | None = None
 
     def __len__(self) -> int:
         return self.coefficients.shape[0]
@@ -61,3 +67,24 @@ class Samples(eqx.Module):
 
     def __len__(self) -> int:
         return self.coefficients.shape[0]
+
+
+class Point(NamedTuple):
+    """One merge in a table: what was measured next to what had been predicted.
+
+    Attributes:
+        name: What it is, such as "base" or "verified 1".
+        coefficients: `[coefficients]`.
+        measured: Scores of a real evaluation `[tasks]`.
+        predicted: Scores of the surrogate `[tasks]`, NaN without one.
+        std: Standard deviations of these, NaN where unknown.
+        normalized: Measured scores relative to those of the tasks' own experts; see
+            `Solution.normalized`.
+    """
+
+    name: str
+    coefficients: np.ndarray
+    measured: np.ndarray
+    predicted: np.ndarray
+    std: np.ndarray
+    normalized: np.ndarray

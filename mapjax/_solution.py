@@ -4,13 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from mapjax import pareto
-from mapjax._result import RESULTS, Front, Samples
+from mapjax._result import RESULTS, Front, Point, Samples
 from mapjax._types import ArrayLike, Direction
 from mapjax.evaluation import minimising_signs
+
+_MOST_SHOWN = 8
 
 
 class Solution(eqx.Module):
@@ -20,8 +23,9 @@ class Solution(eqx.Module):
 
     Attributes:
         front: The front as predicted by the surrogate.
-        samples: Every real evaluation, in order: first the base, then each expert, then
-            the uniform merge where the budget allowed it, last those made to verify.
+        samples: Every real evaluation, in order: first those of other runs in `save_to`,
+            then the base, each expert, and the uniform merge where the budget allowed it, last
+            those made to verify.
         verified: The best of the samples: those that no other sample dominates. None
             unless verification was asked for.
         surrogate: From `[candidates, coefficients]` to predicted scores
@@ -47,11 +51,16 @@ class Solution(eqx.Module):
     coefficient_names: tuple[str, ...] = eqx.field(static=True)
     directions: tuple[Direction, ...] = eqx.field(static=True)
 
+    @property
+    def num_evaluations(self) -> int:
+        """How many real evaluations it took, those made to verify included."""
+        return self.stats.get("num_evaluations", len(self.samples))
+
     def pick(
         self,
         preference: Mapping[str, float] | Sequence | ArrayLike | None = None,
         *,
-        method: str = "weighted_sum",
+        method: str | None = None,
         at_least: Mapping[str, float] | None = None,
         verified: bool = False,
     ) -> Float[Array, " coefficients"]:
@@ -60,66 +69,238 @@ class Solution(eqx.Module):
         Args:
             preference: Non-negative weights over the tasks, in order or by name (tasks
                 not named weigh nothing); equal weights by default.
-            method: "weighted_sum" of the scores as they are; "tchebycheff", the least
-                worst weighted distance to the best scores, which reaches concave parts
-                too; "knee", where giving up a little of one task stops buying much.
-            at_least: Instead of a preference, scores that must be reached, by task, such
-                as `{"mnist": 0.9}` (at most, for a task that is minimised). Of the points
-                that reach them the best on the other tasks is taken, else the one that
-                misses least.
+            method: "weighted_sum" of the scores as they are, the default; "tchebycheff",
+                the least worst weighted distance to the best scores, which reaches
+                concave parts too; "knee", where giving up a little of one task stops
+                buying much.
+            at_least: Scores that must be reached, by task, such as `{"mnist": 0.9}` (at
+                most, for a task that is minimised). Of the points that reach them the
+                best by preference and method is taken; with neither given, the one that
+                is best on the other tasks. If no point reaches them, the one that misses
+                least.
             verified: Choose among measured points instead of predicted ones.
 
         Returns:
             The coefficients of that merge, for `mapjax.merge`.
 
         Raises:
-            ValueError: If the preference or a name is wrong, both kinds of wish are
-                given, or `verified` is asked for and nothing was verified.
+            ValueError: If the preference or a name is wrong, a knee is asked for with a
+                preference, the front is empty, or `verified` is asked for and nothing was
+                verified.
         """
-        front = self.verified if verified else self.front
-        if front is None:
-            raise ValueError("Nothing was verified: pass `verify=` to the driver.")
-        scores = front.scores * minimising_signs(self.directions)
-        if at_least is not None:
-            if preference is not None or method == "knee":
-                raise ValueError(
-                    "Pass `at_least` alone: it takes the place of a preference."
-                )
-            wishes = self._by_name(at_least, "at_least", missing=np.nan)
-            wishes = np.where(
-                np.isnan(wishes), np.inf, wishes * minimising_signs(self.directions)
-            )
-            index = pareto.pick_achievement(scores, wishes)
-        elif method == "knee":
-            index = pareto.pick_knee(scores)
-        elif method in ("weighted_sum", "tchebycheff"):
-            if preference is None:
-                preference = np.ones(len(self.task_names))
-            elif isinstance(preference, Mapping):
-                preference = self._by_name(preference, "preference", missing=0.0)
-            pick = getattr(pareto, f"pick_{method}")
-            index = pick(scores, np.asarray(preference, float))
-        else:
+        if method not in (None, "weighted_sum", "tchebycheff", "knee"):
             raise ValueError(
                 f"`method` is {method!r}; use 'weighted_sum', 'tchebycheff' or 'knee'."
             )
+        if method == "knee" and preference is not None:
+            raise ValueError(
+                "A knee needs no preference: leave `preference` out, or use "
+                "method='weighted_sum' or 'tchebycheff'."
+            )
+        weights = self._weights(preference)
+        front = self._front(verified)
+        scores = np.asarray(front.scores) * minimising_signs(self.directions)
+        if at_least is not None:
+            wishes = self._by_name(at_least, "at_least", missing=np.nan)
+            wishes = wishes * minimising_signs(self.directions)
+            wishes = np.where(np.isnan(wishes), np.inf, wishes)
+            met = np.all(scores <= wishes, axis=1)
+            if not met.any() or (preference is None and method is None):
+                return front.coefficients[pareto.pick_achievement(scores, wishes)]
+            # A row of NaN is never picked.
+            scores = np.where(met[:, None], scores, np.nan)
+        if method == "knee":
+            index = pareto.pick_knee(scores)
+        elif method == "tchebycheff":
+            index = pareto.pick_tchebycheff(scores, weights)
+        else:
+            index = pareto.pick_weighted_sum(scores, weights)
         return front.coefficients[index]
+
+    def predicted(self, at: ArrayLike | Sequence) -> Front:
+        """Predict merges of your own, with standard deviations where they are known.
+
+        Args:
+            at: Coefficients `[candidates, coefficients]`, or those of a single merge.
+
+        Returns:
+            These merges, in the form of a front (one may dominate another).
+
+        Raises:
+            ValueError: If there is no surrogate.
+        """
+        if self.surrogate is None:
+            raise ValueError(
+                "There is no surrogate, since no task could be fitted: `solution.result` "
+                "says why."
+            )
+        c = jnp.atleast_2d(jnp.asarray(at, self.samples.coefficients.dtype))
+        std = getattr(self.surrogate, "std", None)
+        return Front(c, jnp.asarray(self.surrogate(c)), std and jnp.asarray(std(c)))
+
+    def normalized(self, scores: ArrayLike | Sequence) -> Float[Array, "*points tasks"]:
+        """Divide scores by those of the tasks' own experts; higher is better.
+
+        A task that is minimised gives the expert's score divided by the score. The base
+        is not subtracted. A task's own expert is the one of its name; if no task has one
+        and there are as many experts as tasks, they go by order.
+
+        Args:
+            scores: Scores `[..., tasks]`, in the user's own direction.
+
+        Returns:
+            1 for a merge that is as good as the expert; NaN where a task has no expert,
+            or the expert was not evaluated, or what would be divided by is 0.
+
+        Raises:
+            ValueError: If the last axis is not that of the tasks.
+        """
+        given = np.asarray(scores, np.asarray(self.samples.scores).dtype)
+        if given.shape[-1:] != (len(self.task_names),):
+            raise ValueError(
+                f"`scores` has shape {given.shape}, but must end in one score for each of "
+                f"the tasks {self.task_names}."
+            )
+        own, up = self._own_experts(), np.array(self.directions) == "maximize"
+        above, below = np.where(up, given, own), np.where(up, own, given)
+        safe = np.where(below == 0, 1, below)  # 0 is no scale to measure in
+        return jnp.asarray(np.where(below == 0, np.nan, above / safe))
+
+    def hypervolume(
+        self,
+        reference: ArrayLike | Sequence[float] | None = None,
+        *,
+        verified: bool = True,
+    ) -> Float[Array, ""]:
+        """Measure the volume of scores between a reference and the front.
+
+        Args:
+            reference: One score per task, in the user's own direction, that counts as
+                worthless; by default the worst of the base and the experts on each task.
+            verified: Measure the verified front instead of the predicted one.
+
+        Returns:
+            The volume, at least 0, larger is better.
+
+        Raises:
+            ValueError: If nothing was verified, the front is empty, or there is neither a
+                reference nor a finite score of base and experts to make one from.
+        """
+        signs = minimising_signs(self.directions)
+        front = self._front(verified)
+        if reference is None:
+            rows = [row for name, _, row in self._references() if name != "uniform merge"]
+            found = np.asarray(self.samples.scores)[rows] * signs
+            worst = np.where(np.isfinite(found), found, -np.inf).max(
+                axis=0, initial=-np.inf
+            )
+            if not np.isfinite(worst).all():
+                raise ValueError(
+                    "Neither the base nor an expert has a finite score on every task: pass "
+                    "`reference`, the worst score per task that is worth something."
+                )
+        else:
+            worst = np.asarray(reference, float) * signs
+        return pareto.hypervolume(front.scores * signs, worst)
+
+    def table(self) -> list[Point]:
+        """List what was measured: base, experts and uniform merge, then the verified front.
+
+        The verified points are in the order of their scores on the first task, best
+        first. Print the solution to read the table.
+        """
+        rows = [(name, row) for name, _, row in self._references()]
+        seen = {row for _, row in rows}
+        if self.verified is not None:
+            scores = np.asarray(self.verified.scores) * minimising_signs(self.directions)
+            order = np.lexsort(scores.T[::-1])
+            found = [self._row(c) for c in np.asarray(self.verified.coefficients)[order]]
+            new = [row for row in found if row is not None and row not in seen]
+            rows += [(f"verified {i}", row) for i, row in enumerate(new, start=1)]
+        if not rows:
+            return []
+        index = np.array([row for _, row in rows])
+        c = np.asarray(self.samples.coefficients)[index]
+        measured = np.asarray(self.samples.scores)[index]
+        guess = std = np.full(measured.shape, np.nan)
+        if self.surrogate is not None:
+            front = self.predicted(c)
+            guess = np.asarray(front.scores)
+            std = std if front.std is None else np.asarray(front.std)
+        columns = c, measured, guess, std, np.asarray(self.normalized(measured))
+        return [
+            Point(name, *(column[i] for column in columns))
+            for i, (name, _) in enumerate(rows)
+        ]
+
+    def __str__(self) -> str:
+        """Say in a few lines what was found, with the table of what was measured."""
+        count = "none" if self.verified is None else len(self.verified)
+        head = (
+            f"Front of {len(self.front)} predicted points ({count} verified) over "
+            f"{len(self.task_names)} tasks, from {self.num_evaluations} evaluations"
+        )
+        cells = [["", "coefficients", *self.task_names]]
+        for point in self.table():
+            pairs = zip(point.measured, point.predicted, strict=True)
+            scores = [f"{m:.4g} ({p:.4g})" for m, p in pairs]
+            cells.append([point.name, _few(point.coefficients), *scores])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        ]
+        notes = [RESULTS[self.result]] if self.result != RESULTS.successful else []
+        return "\n".join([f"{head}; measured (predicted):", *lines, *notes])
 
     def references(self) -> dict[str, int]:
         """Say which rows of `samples` are the base, each expert and the uniform merge."""
+        return {name: row for _, name, row in self._references()}
+
+    def _references(self) -> list[tuple[str, str, int]]:
+        """List label, name and row in the samples, of those that were sampled."""
         n = len(self.coefficient_names)
-        rows = {
-            "base": np.zeros(n),
-            **dict(zip(self.coefficient_names, np.eye(n), strict=True)),
-        }
-        rows["uniform"] = np.full(n, 1 / n)
+        each = [("base", "base", np.zeros(n))]
+        for name, row in zip(self.coefficient_names, np.eye(n), strict=True):
+            each.append((f"expert {name}", name, row))
+        each.append(("uniform merge", "uniform", np.full(n, 1 / n)))
+        found = [(label, name, self._row(c)) for label, name, c in each]
+        return [(label, name, row) for label, name, row in found if row is not None]
+
+    def _row(self, coefficients: np.ndarray) -> int | None:
+        """Find a merge among the samples."""
         sampled = np.asarray(self.samples.coefficients)
-        found = {}
-        for name, row in rows.items():
-            same = np.flatnonzero(np.all(np.isclose(sampled, row, atol=1e-6), axis=1))
-            if len(same):
-                found[name] = int(same[0])
-        return found
+        same = np.all(np.isclose(sampled, coefficients, atol=1e-6), axis=1)
+        return int(np.argmax(same)) if same.any() else None
+
+    def _own_experts(self) -> np.ndarray:
+        """Give the score of each task's own expert, NaN where there is none."""
+        names = self.coefficient_names
+        own = [names.index(t) if t in names else None for t in self.task_names]
+        if own == [None] * len(names):
+            own = list(range(len(names)))
+        samples = np.asarray(self.samples.scores)
+        scores = np.full(len(own), np.nan, samples.dtype)
+        for task, expert in enumerate(own):
+            row = None if expert is None else self._row(np.eye(len(names))[expert])
+            if row is not None:
+                scores[task] = samples[row, task]
+        return scores
+
+    def _front(self, verified: bool) -> Front:
+        front = self.verified if verified else self.front
+        if front is None:
+            raise ValueError("Nothing was verified: pass `verify=` to the driver.")
+        if not len(front):
+            raise ValueError("The front is empty: `solution.result` says why.")
+        return front
+
+    def _weights(self, preference: Any) -> np.ndarray:
+        if preference is None:
+            return np.ones(len(self.task_names))
+        if isinstance(preference, Mapping):
+            return self._by_name(preference, "preference", missing=0.0)
+        return np.asarray(preference, float)
 
     def _by_name(
         self, wishes: Mapping[str, float], argument: str, missing: float
@@ -130,3 +311,9 @@ class Solution(eqx.Module):
                 f"`{argument}` names {unknown}; the tasks are {self.task_names}."
             )
         return np.array([wishes.get(name, missing) for name in self.task_names], float)
+
+
+def _few(coefficients: np.ndarray) -> str:
+    """Write coefficients in a line, and only the first of many."""
+    shown = " ".join(f"{value:.2f}" for value in coefficients[:_MOST_SHOWN])
+    return shown + (" ..." if len(coefficients) > _MOST_SHOWN else "")

@@ -10,6 +10,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
+ROOT = "(root)"
+"""The path of a tree that is nothing but a leaf."""
+
 
 class Leaf(NamedTuple):
     """One leaf of a tree, where it stands and why it is not merged ("" if it is)."""
@@ -39,7 +42,7 @@ def leaves(tree: PyTree, *, statistics: bool = False) -> list[Leaf]:
     found = []
     for path, node in jtu.tree_leaves_with_path(tree, is_leaf=_is_statistic):
         for subpath, value in jtu.tree_leaves_with_path(node):
-            where = jtu.keystr((*path, *subpath))
+            where = jtu.keystr((*path, *subpath)) or ROOT
             kept = _why_kept(value)
             if (
                 not statistics
@@ -61,6 +64,12 @@ def check_same_leaves(base: list[Leaf], expert: list[Leaf], name: str) -> None:
     base_paths, paths = [a.path for a in base], [b.path for b in expert]
     missing = [p for p in base_paths if p not in set(paths)]
     extra = [p for p in paths if p not in set(base_paths)]
+    if paths == [ROOT] != base_paths:
+        raise ValueError(
+            f"Expert {name!r} is {_what(expert[0].value)}, not a tree of parameters like "
+            "the base. Pass `experts` as `{name: parameters, ...}` or as a list of "
+            "parameters."
+        )
     if missing or extra:
         parts = []
         if missing:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mapjax._types import Direction
+from mapjax._types import Direction, wide
 
 
 class Metric(eqx.Module):
@@ -42,51 +42,106 @@ class Metric(eqx.Module):
 
 
 def as_metric(metric: Any) -> Metric:
-    """Take a `Metric`, or any function `(outputs, targets) -> scalar` to maximise."""
+    """Take a `Metric`, or any function `(outputs, targets) -> scalar` to maximise.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if not callable(metric):
+        raise ValueError(
+            f"`metric` is {metric!r}, but must be a metric such as "
+            "`mapjax.metrics.accuracy`, or a function `(outputs, targets) -> scalar`."
+        )
     return metric if isinstance(metric, Metric) else Metric(metric)
+
+
+def _wide(outputs: Array) -> Array:
+    return outputs.astype(wide(outputs.dtype))
+
+
+def _is_single(outputs: Array) -> bool:
+    """Tell whether there is one logit for each decision, whose sign decides."""
+    return outputs.ndim == 1 or outputs.shape[-1] == 1
+
+
+def _labels(outputs: Array, targets: Array) -> Array:
+    """Shape labels like decisions; broadcasting them would compare wrong pairs."""
+    shape = outputs.shape[: max(1, outputs.ndim - 1)]
+    if targets.shape not in (shape, (*shape, 1)):
+        raise ValueError(
+            f"`targets` has shape {targets.shape}, but outputs of shape {outputs.shape} "
+            f"need one label each, shape {shape}."
+        )
+    return targets.reshape(shape)
 
 
 def _classes(outputs: Array) -> Array:
     """Decide for the largest output, or for outputs above zero if there is one a row."""
-    if outputs.ndim == 1 or outputs.shape[-1] == 1:
-        return (outputs.reshape(outputs.shape[0]) > 0).astype(jnp.int32)
+    if _is_single(outputs):
+        return (outputs if outputs.ndim == 1 else outputs[..., 0]) > 0
     return jnp.argmax(outputs, axis=-1)
 
 
+def _mean_of_each(values: Array) -> Array:
+    return values.reshape(values.shape[0], -1).mean(axis=1)
+
+
+def _nan_if(missing: Array, scores: Array) -> Array:
+    """Give NaN for outputs that hold one: comparisons and `argmax` would hide it."""
+    return jnp.where(missing, jnp.nan, scores)
+
+
 def _accuracy(outputs: Array, targets: Array) -> Array:
-    hits = (_classes(outputs) == targets).astype(jnp.float32)
-    return hits.reshape(hits.shape[0], -1).mean(axis=1)
+    hits = _mean_of_each(1.0 * (_classes(outputs) == _labels(outputs, targets)))
+    return _nan_if(jnp.isnan(outputs).reshape(len(hits), -1).any(axis=1), hits)
 
 
 def _cross_entropy(outputs: Array, targets: Array) -> Array:
-    logits = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
-    if jnp.issubdtype(targets.dtype, jnp.integer):
-        log_p = jax.nn.log_softmax(logits)
-        loss = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    logits = _wide(outputs)
+    if _is_single(outputs):  # two classes, of which the first has logit 0
+        positive = 1.0 * _labels(outputs, targets)
+        logits = logits.reshape(positive.shape)
+        logits = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+        targets = jnp.stack([1 - positive, positive], axis=-1)
+    log_p = jax.nn.log_softmax(logits)
+    if targets.shape == logits.shape:
+        # A class without probability counts for nothing, be its logit minus infinity.
+        loss = -jnp.sum(jnp.where(targets == 0, 0.0, targets * log_p), axis=-1)
+    elif jnp.issubdtype(targets.dtype, jnp.floating):
+        raise ValueError(
+            f"`targets` is {targets.dtype} of shape {targets.shape}, but must be integer "
+            f"labels, or distributions of the shape of the outputs, {outputs.shape}."
+        )
     else:
-        loss = -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
-    return loss.reshape(loss.shape[0], -1).mean(axis=1)
+        labels = _labels(outputs, targets).astype(int)
+        loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    return _mean_of_each(loss)
 
 
 def _mean_squared_error(outputs: Array, targets: Array) -> Array:
-    wide = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
-    if wide.shape != targets.shape:  # [examples, 1] against [examples]: never broadcast
-        wide = wide.reshape(targets.shape)
-    square = jnp.square(wide - targets)
-    return square.reshape(square.shape[0], -1).mean(axis=1)
+    if outputs.shape != targets.shape:
+        # [examples, 1] against [examples], but never broadcast.
+        if outputs.shape != (*targets.shape, 1) and targets.shape != (*outputs.shape, 1):
+            raise ValueError(
+                f"`targets` has shape {targets.shape}, but the outputs {outputs.shape}: "
+                "pass one target for each output."
+            )
+        outputs = outputs.reshape(targets.shape)
+    return _mean_of_each(jnp.square(_wide(outputs) - targets))
 
 
 def _f1(outputs: Array, targets: Array) -> Array:
-    predicted = _classes(outputs)
-    binary = outputs.ndim == 1 or outputs.shape[-1] <= 2
+    predicted, labels = _classes(outputs).reshape(-1), _labels(outputs, targets).reshape(-1)
+    binary = _is_single(outputs) or outputs.shape[-1] == 2
     classes = jnp.array([1]) if binary else jnp.arange(outputs.shape[-1])
     is_predicted = predicted[:, None] == classes
-    is_target = targets.reshape(-1)[:, None] == classes
+    is_target = labels[:, None] == classes
     both = jnp.sum(is_predicted & is_target, axis=0)
     total = jnp.sum(is_predicted, axis=0) + jnp.sum(is_target, axis=0)
     scores = jnp.where(total > 0, 2 * both / jnp.maximum(total, 1), 0.0)
     # A class that neither occurs nor is predicted has no score and no share in the mean.
-    return jnp.sum(scores) / jnp.maximum(jnp.sum(total > 0), 1)
+    mean = jnp.sum(scores) / jnp.maximum(jnp.sum(total > 0), 1)
+    return _nan_if(jnp.any(jnp.isnan(outputs)), mean)
 
 
 def _binary_auc(scores: Array, positive: Array) -> Array:
@@ -103,14 +158,17 @@ def _binary_auc(scores: Array, positive: Array) -> Array:
 
 
 def _auc(outputs: Array, targets: Array) -> Array:
-    targets = targets.reshape(-1)
-    if outputs.ndim == 1 or outputs.shape[-1] == 1:
-        return _binary_auc(outputs.reshape(-1), targets > 0)
-    if outputs.shape[-1] == 2:
-        return _binary_auc(outputs[:, 1] - outputs[:, 0], targets == 1)
-    one_hot = targets[:, None] == jnp.arange(outputs.shape[-1])
-    probabilities = jax.nn.softmax(outputs)
-    return jnp.mean(jax.vmap(_binary_auc, in_axes=(1, 1))(probabilities, one_hot))
+    labels, missing = _labels(outputs, targets).reshape(-1), jnp.any(jnp.isnan(outputs))
+    logits = _wide(outputs).reshape(len(labels), -1)
+    if logits.shape[1] == 1:
+        area = _binary_auc(logits[:, 0], labels > 0)
+    elif logits.shape[1] == 2:
+        area = _binary_auc(logits[:, 1] - logits[:, 0], labels == 1)
+    else:
+        one_hot = labels[:, None] == jnp.arange(logits.shape[1])
+        probabilities = jax.nn.softmax(logits)
+        area = jnp.mean(jax.vmap(_binary_auc, in_axes=(1, 1))(probabilities, one_hot))
+    return _nan_if(missing, area)
 
 
 accuracy = Metric(_accuracy, bounds=(0.0, 1.0), per_example=True, differentiable=False)
@@ -119,7 +177,11 @@ accuracy = Metric(_accuracy, bounds=(0.0, 1.0), per_example=True, differentiable
 cross_entropy = Metric(
     _cross_entropy, direction="minimize", bounds=(0.0, None), per_example=True
 )
-"""Mean negative log-likelihood in nats, of logits against labels or distributions."""
+"""Mean negative log-likelihood in nats, of logits against labels or distributions.
+
+One logit an example is that of the second of two classes; its target is the probability
+of that class.
+"""
 
 mean_squared_error = Metric(
     _mean_squared_error, direction="minimize", bounds=(0.0, None), per_example=True

@@ -1,7 +1,9 @@
 """Task vectors: a base, what fine-tuning added to it, and the linear merge."""
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from mapjax import _tree
-from mapjax._types import ArrayLike
+from mapjax._types import ArrayLike, wide
 
 
 class TaskVectors(eqx.Module):
@@ -37,6 +39,7 @@ class TaskVectors(eqx.Module):
         *,
         names: Sequence[str] | None = None,
         statistics: bool = False,
+        dtype: Any = None,
     ) -> "TaskVectors":
         r"""Subtract the base from every expert.
 
@@ -44,8 +47,8 @@ class TaskVectors(eqx.Module):
         modules, registered dataclasses. Floating-point and complex leaves are merged.
         Left alone, and listed by `left_alone`: integers, booleans, random keys, leaves
         that are not arrays, and BatchNorm statistics (flax's `batch_stats` collection
-        and `nnx.BatchStat`). A difference is computed in float32 at least and kept in
-        the wider of the two leaves' dtypes.
+        and `nnx.BatchStat`). A difference is computed in float32 at least and rounded to
+        the wider of the two leaves' dtypes, unless a wider one is asked for.
 
         Args:
             base: The pretrained parameters.
@@ -53,6 +56,8 @@ class TaskVectors(eqx.Module):
                 the leaves of the base, with the same shapes.
             names: Names for a sequence of experts; `expert_0`, ... by default.
             statistics: Merge BatchNorm statistics as well.
+            dtype: Keep the vectors in this floating-point dtype at least. float32 takes
+                twice the memory of bfloat16, and gives experts back without rounding.
 
         Returns:
             The task vectors. Arrays keep the sharding of the experts' leaves.
@@ -60,7 +65,8 @@ class TaskVectors(eqx.Module):
         Raises:
             ValueError: If there are no experts, a name comes twice, a tree differs
                 (missing, extra or renamed leaf, shape, kind of dtype), nothing can be
-                merged, or a parameter is NaN or infinite. The key path is named.
+                merged, a parameter is NaN or infinite, or `dtype` is not floating-point.
+                The key path is named.
 
         Example:
             >>> import jax.numpy as jnp, mapjax as mj
@@ -71,6 +77,7 @@ class TaskVectors(eqx.Module):
             (('mnist',), {"['step']": 'int32 leaf'})
         """
         trees, names = _named(experts, names)
+        kept = _floating(dtype)
         base_leaves = _tree.leaves(base, statistics=statistics)
         if all(leaf.kept for leaf in base_leaves):
             raise ValueError(_nothing_to_merge(base, base_leaves))
@@ -88,7 +95,7 @@ class TaskVectors(eqx.Module):
                 _tree.check_finite(leaf, owner)
         arrays = [leaf.value if leaf.kept else _array(leaf) for leaf in base_leaves]
         vectors = [
-            None if leaf.kept else _differences(array, [_array(e) for e in others])
+            None if leaf.kept else _differences(array, [_array(e) for e in others], kept)
             for leaf, array, *others in zip(base_leaves, arrays, *columns, strict=True)
         ]
         return cls(_tree.rebuild(base, arrays), _tree.rebuild(base, vectors), names)
@@ -134,13 +141,14 @@ def merge(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence[float]) 
     Args:
         task_vectors: The base and the vectors.
         coefficients: One number per expert, in the order of `names`. Zeros give the
-            base, a one at `i` gives expert `i`.
+            base, a one at `i` gives expert `i` up to the rounding of its difference.
 
     Returns:
         Parameters like the base: same tree, dtypes and shardings.
 
     Raises:
-        ValueError: If the number of coefficients is not the number of experts.
+        ValueError: If the number of coefficients is not the number of experts, or they are
+            not real numbers.
 
     Example:
         >>> import jax.numpy as jnp, mapjax as mj
@@ -151,7 +159,12 @@ def merge(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence[float]) 
     References:
         Ilharco et al., *Editing Models with Task Arithmetic*, ICLR 2023, arXiv 2212.04089.
     """
-    c = jnp.asarray(coefficients)
+    try:
+        c = jnp.asarray(coefficients)
+    except TypeError as error:
+        raise ValueError(_not_numbers(task_vectors, coefficients)) from error
+    if jnp.issubdtype(c.dtype, jnp.complexfloating):
+        raise ValueError(_not_numbers(task_vectors, coefficients))
     if c.shape != (task_vectors.num_tasks,):
         raise ValueError(
             f"`coefficients` has shape {c.shape}, but there are {task_vectors.num_tasks} "
@@ -175,14 +188,21 @@ def _merge(task_vectors: TaskVectors, c: Array) -> PyTree:
 
 
 def _add(leaf: Array, c: Array, vectors: Array) -> Array:
-    wide = jnp.promote_types(leaf.dtype, jnp.float32)
-    total = leaf.astype(wide)
+    dtype = wide(leaf.dtype)
+    total = leaf.astype(dtype)
     # A chain of multiply-adds is one fused, multi-threaded loop, for a batch too; the same
     # contraction as a matrix product took 1.4 to 1.7 times as long on CPU, single or batched
     # (benchmarks/bench_merge.py).
     for i in range(vectors.shape[0]):
-        total = total + c[i].astype(wide) * vectors[i].astype(wide)
+        total = total + c[i].astype(dtype) * vectors[i].astype(dtype)
     return total.astype(leaf.dtype)
+
+
+def _not_numbers(task_vectors: TaskVectors, coefficients: object) -> str:
+    return (
+        f"`coefficients` is {coefficients}, but must be real numbers, one per expert in the "
+        f"order {task_vectors.names}."
+    )
 
 
 def _named(
@@ -206,7 +226,7 @@ def _named(
 
 
 def _nothing_to_merge(base: PyTree, leaves: list[_tree.Leaf]) -> str:
-    if len(leaves) == 1 and leaves[0].kept == "not an array":
+    if [leaf.path for leaf in leaves] == [_tree.ROOT] and leaves[0].kept == "not an array":
         return (
             f"`base` is a {type(base).__name__}, which JAX does not see as a pytree of "
             "arrays. Pass its parameters, or register the class, for example with "
@@ -227,24 +247,40 @@ def _array(leaf: _tree.Leaf) -> Array:
     return array
 
 
-@eqx.filter_jit
-def _differences(base: Array, experts: list[Array]) -> Array:
-    wide = jnp.promote_types(base.dtype, jnp.float32)
-    return jnp.stack(
-        [
-            (e.astype(wide) - base.astype(wide)).astype(
-                jnp.promote_types(base.dtype, e.dtype)
-            )
-            for e in experts
-        ]
+def _floating(dtype: Any) -> Any:
+    """Return a dtype that vectors can be kept in, or say what is wrong with it."""
+    if dtype is None:
+        return None
+    try:
+        if jnp.issubdtype(dtype, jnp.floating):
+            return jax.dtypes.canonicalize_dtype(dtype)
+    except TypeError:
+        pass  # no dtype at all, which is said in the same words
+    raise ValueError(
+        f"`dtype` is {dtype!r}, but vectors are kept in a floating-point dtype: pass one "
+        "such as `jnp.float32`, or leave it out."
     )
+
+
+@eqx.filter_jit
+def _differences(base: Array, experts: list[Array], dtype: Any) -> Array:
+    def one(expert: Array) -> Array:
+        kept = wide(base.dtype, expert.dtype)
+        kept = kept if dtype is None else wide(kept, dtype)
+        sums = wide(kept)
+        return (expert.astype(sums) - base.astype(sums)).astype(kept)
+
+    columns = [one(expert) for expert in experts]
+    # Experts of different width stack as the widest of them.
+    widest = functools.reduce(wide, [v.dtype for v in columns])
+    return jnp.stack([v.astype(widest) for v in columns])
 
 
 @eqx.filter_jit
 def _gram(task_vectors: TaskVectors) -> Float[Array, "coefficients coefficients"]:
     total = jnp.zeros((task_vectors.num_tasks,) * 2)
     for v in jax.tree.leaves(task_vectors.vectors):
-        flat = v.reshape(v.shape[0], -1).astype(jnp.promote_types(v.dtype, jnp.float32))
+        flat = v.reshape(v.shape[0], -1).astype(wide(v.dtype))
         gram = jnp.matmul(flat, flat.conj().T, precision=jax.lax.Precision.HIGHEST)
         total = total + gram.real
     return total

@@ -1,5 +1,6 @@
 """`mapjax demo` writes what it says, repeats itself, and refuses bad arguments at once."""
 
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -59,8 +60,14 @@ def test_demo(capsys, tmp_path, monkeypatch):
     rows = table(printed)
     measured = ["base", "expert mnist5k", "expert optdigits", "expert figlet_digits"]
     measured += ["uniform merge", "best single scale"]
-    both = [*(f"front {i}" for i in range(1, 6)), "your preference"]
+    both = [name for name in rows if re.fullmatch(r"verified \d+", name)]
+    assert both[0] == "verified 1"
+    assert 3 <= len(both) <= 5
+    both.append("your preference")
     assert sorted(rows) == sorted([*measured, *both, *(f"{name}*" for name in both)])
+    # The best on the first task comes first.
+    firsts = [rows[name][3] for name in both[:-1]]
+    assert firsts == sorted(firsts, reverse=True)
     samples = (tmp_path / "samples.jsonl").read_text().splitlines()
     num_verified = len(samples) - 1 - BUDGET
     assert 5 <= num_verified <= 8
@@ -146,3 +153,8 @@ def test_missing_data_exit_with_1_and_name_the_extra(capsys, tmp_path, monkeypat
         main(["demo", "--output", str(tmp_path)])
     assert exit_info.value.code == 1
     assert 'pip install "mapjax[demo]"' in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"mapjax {importlib.metadata.version('mapjax')}\n"

@@ -1,5 +1,6 @@
 """Two processes, each with one CPU device, share the candidates over loopback."""
 
+import json
 import os
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 
 import mapjax as mj
+from mapjax.evaluation import Recorder, describe_problem
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 8)).astype(np.float32)
@@ -29,26 +31,45 @@ def make_evaluator(mesh=None):
     return mj.Evaluator(tv, tasks, mesh=mesh)
 
 
+def make_recorder(evaluator, path):
+    problem = describe_problem(
+        evaluator,
+        num_coefficients=None,
+        directions=None,
+        task_names=None,
+        link=None,
+        link_bounds=None,
+    )
+    return Recorder(problem, path, keep_outputs=True)
+
+
 WORKER = """
 import sys, jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 import numpy as np
-from test_distributed import C, make_evaluator
-mesh = jax.sharding.Mesh(np.array(jax.devices()), ("candidates",))
-assert jax.process_count() == 2 and mesh.size == 2
-print("scores", np.asarray(make_evaluator(mesh)(C)).astype(np.float64).tolist())
+from test_distributed import C, make_evaluator, make_recorder
+# Axes of both kinds.
+meshes = [
+    jax.sharding.Mesh(np.array(jax.devices()), ("candidates",)),
+    jax.make_mesh((2,), ("candidates",)),
+]
+assert jax.process_count() == 2 and meshes[0].size == 2
+for mesh in meshes:
+    print("scores", np.asarray(make_evaluator(mesh)(C)).astype(np.float64).tolist())
+make_recorder(make_evaluator(meshes[0]), sys.argv[3])(C)
 """
 
 
-def test_two_processes_give_the_answer_of_one():
+def test_two_processes_give_the_answer_of_one(tmp_path):
+    path = tmp_path / "samples.jsonl"
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": os.path.dirname(__file__)}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, address, str(i)],
+            [sys.executable, "-c", WORKER, address, str(i), str(path)],
             env=env,
             text=True,
             stdout=subprocess.PIPE,
@@ -60,9 +81,14 @@ def test_two_processes_give_the_answer_of_one():
     for worker in workers:
         out, err = worker.communicate(timeout=120)
         assert worker.returncode == 0, err
-        line = next(x for x in out.splitlines() if x.startswith("scores "))
-        answers.append(np.array(eval(line.removeprefix("scores "))))
-    np.testing.assert_array_equal(answers[0], answers[1])
-    np.testing.assert_array_equal(
-        answers[0], np.asarray(make_evaluator()(C)).astype(np.float64)
-    )
+        lines = [x for x in out.splitlines() if x.startswith("scores ")]
+        answers += [json.loads(x.removeprefix("scores ")) for x in lines]
+    assert len(answers) == 4
+    one = np.asarray(make_evaluator()(C)).astype(np.float64)
+    for answer in answers:
+        np.testing.assert_array_equal(answer, one)
+    # One of them wrote each sample once, and a single process goes on from there.
+    assert len(path.read_text().splitlines()) == 1 + len(C)
+    recorder = make_recorder(make_evaluator(), path)
+    np.testing.assert_array_equal(recorder(C), one)
+    assert recorder.num_new == 0

@@ -97,12 +97,11 @@ def test_outputs_are_what_the_metrics_see():
         np.testing.assert_allclose(again, scores[:, t], rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_tasks", [1, 4])
-def test_jacobians_are_finite_differences(num_tasks, x64):
+@pytest.mark.parametrize(("n", "num_tasks"), [(1, 3), (5, 1), (5, 4)])
+def test_jacobians_are_finite_differences(n, num_tasks, x64):
     def draw64():
         return {"w": RNG.normal(size=(8, 4))}
 
-    n = 5  # forward mode for four tasks, reverse for one
     tv = mj.TaskVectors.from_params(draw64(), [draw64() for _ in range(n)])
     names = [f"t{i}" for i in range(num_tasks)]
     evaluator = mj.Evaluator(
@@ -140,15 +139,32 @@ def test_four_devices_give_the_answer_of_one():
     np.testing.assert_array_equal(four.outputs(C)["few"], one.outputs(C)["few"])
 
 
-def test_parameters_can_be_sharded_beside_candidates():
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("candidates", "model"))
+def test_a_mesh_with_explicit_axes_serves_as_well():
+    mesh = jax.make_mesh((4,), ("candidates",))
+    one = mj.Evaluator(TV, make_tasks(), batch_size=16)
+    four = mj.Evaluator(TV, make_tasks(), batch_size=16, mesh=mesh)
+    np.testing.assert_array_equal(four(C), one(C))  # 7 candidates on 4 devices
+    assert four(C[:0]).shape == (0, 3)
+    np.testing.assert_array_equal(four.outputs(C)["few"], one.outputs(C)["few"])
+    np.testing.assert_allclose(jax.jit(four)(C), one(C), rtol=1e-6)
+    assert four.fingerprint() == one.fingerprint()
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_parameters_can_be_sharded_beside_candidates(explicit):
+    names = ("candidates", "model")
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), names)
+    if explicit:
+        mesh = jax.make_mesh((2, 2), names)
     sharding = NamedSharding(mesh, PartitionSpec(None, "model"))
     base = jax.device_put(TV.base, sharding)
     experts = [jax.device_put(mj.merge(TV, np.eye(3)[i]), sharding) for i in range(3)]
     tv = mj.TaskVectors.from_params(base, experts)
     evaluator = mj.Evaluator(tv, make_tasks(), mesh=mesh)
-    assert evaluator.rule.args[0].base["w"].sharding.is_equivalent_to(sharding, 2)
+    assert evaluator.rule.args[0].base["w"].sharding.spec == sharding.spec
     np.testing.assert_allclose(evaluator(C), looped(C), rtol=1e-5)
+    whole = mj.TaskVectors.from_params(TV.base, [mj.merge(TV, c) for c in np.eye(3)])
+    assert evaluator.fingerprint() == mj.Evaluator(whole, make_tasks()).fingerprint()
 
 
 def test_memory_is_predicted_and_the_chunk_chosen_from_it():
@@ -183,10 +199,126 @@ def test_memory_is_predicted_and_the_chunk_chosen_from_it():
         assert mj.Evaluator(tv, [task], memory_limit=1000).chunk_size == 1
 
 
+def test_each_kind_of_result_has_its_own_chunk(monkeypatch):
+    # The outputs of a candidate take much more memory than its scores.
+    inputs, targets = np.tile(X, (400, 1)), np.tile(Y, 400)
+    task = mj.Task("t", lambda p, x: x @ p["w"], inputs, targets)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # chunks of up to 16
+    limit = mj.Evaluator(TV, [task], chunk_size=16).predicted_memory + 100_000
+    evaluator = mj.Evaluator(TV, [task], memory_limit=limit)
+    few = evaluator.program("outputs")
+    assert few.chunk_size < 16
+    assert few.peak_bytes <= limit
+    assert evaluator.chunk_size == 16
+    asked = mj.Evaluator(TV, [task], chunk_size=3, batch_size=40)
+    for kind in ("scores", "outputs", "both"):
+        assert asked.program(kind)[1:] == (3, 40, 3)
+
+
+def test_what_lies_in_memory_already_counts_once(monkeypatch):
+    base = {"w": TV.base["w"], "rest": np.ones(1_000_000, np.float32)}
+    tv = mj.TaskVectors.from_params(base, [base] * 4)
+
+    def uses_all(params, x):
+        return x @ params["w"] + jnp.sort(params["rest"])[:4]
+
+    task = mj.Task("t", uses_all, X, Y)
+    program = mj.Evaluator(tv, [task], chunk_size=2).program("scores")
+    needed = program.peak_bytes - program.argument_bytes
+    assert program.argument_bytes > needed
+    # The base and the vectors fill the device but for a little more than a chunk takes.
+    monkeypatch.setattr(
+        "mapjax.evaluation._evaluator.free_memory", lambda: int(1.3 * needed)
+    )
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert mj.Evaluator(tv, [task]).chunk_size >= 2
+
+
+def test_scores_and_outputs_come_from_one_evaluation():
+    # In this order of tasks, which is not that of the alphabet.
+    tasks = make_tasks()[::-1]
+    evaluator = mj.Evaluator(TV, tasks, batch_size=16)
+    scores, outputs = evaluator.scores_and_outputs(C)
+    np.testing.assert_allclose(scores, looped(C)[:, ::-1], rtol=2e-6)
+    assert list(outputs) == list(evaluator.outputs(C)) == ["head", "few", "all"]
+    np.testing.assert_array_equal(outputs["few"], evaluator.outputs(C)["few"])
+    shapes = {name: (x.shape, x.dtype) for name, x in evaluator.output_shapes().items()}
+    assert shapes == {name: (x.shape[1:], x.dtype) for name, x in outputs.items()}
+
+
+def test_an_evaluator_outlives_the_switch_to_double_precision():
+    evaluator = mj.Evaluator(TV, make_tasks())
+    single = evaluator(C)
+    assert single.dtype == jnp.float32
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(evaluator(C), looped(C), rtol=2e-6)
+        assert evaluator.scores_and_outputs(C)[0].dtype == jnp.float64
+    np.testing.assert_array_equal(evaluator(C), single)
+
+
+def test_fingerprints_tell_parameters_and_data_apart():
+    def of(base=TV.base, x=X, y=Y, **kwargs):
+        tv = mj.TaskVectors.from_params(base, [TV.base] * 2)
+        task = mj.Task("t", kwargs.get("predict", predict), x, y)
+        return mj.Evaluator(tv, [task]).fingerprint()
+
+    first = of()
+    assert first == of()
+    changed = {"w": TV.base["w"].at[3, 1].add(1e-6)}
+    swapped = {"w": TV.base["w"].at[:2].set(TV.base["w"][:2][::-1])}
+    for base in (changed, swapped):
+        assert of(base)["parameters"] != first["parameters"]
+        assert of(base)["data"] == first["data"]
+    for x, y in [(X[::-1], Y[::-1]), (X, (Y + 1) % 4), (X[:40], Y[:40])]:
+        assert of(x=x, y=y)["data"] != first["data"]
+        assert of(x=x, y=y)["parameters"] == first["parameters"]
+    heads = [
+        jax.tree_util.Partial(lambda h, p, x: x @ p["w"] @ h, h) for h in (HEAD, -HEAD)
+    ]
+    assert of(predict=heads[0], y=Y % 3)["data"] != of(predict=heads[1], y=Y % 3)["data"]
+    rule = mj.Evaluator(lambda c: TV.base, make_tasks(), num_coefficients=2)
+    assert rule.fingerprint()["parameters"] is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([1 + 2j, 3]),
+        np.array([True, False]),
+        np.arange(3, dtype=np.int8),
+        jnp.zeros((), jnp.bfloat16),
+        jnp.ones(3, jnp.float8_e4m3fn),
+        jax.random.key(0),
+    ],
+)
+def test_any_array_has_a_fingerprint(value):
+    rule = jax.tree_util.Partial(lambda _, c: {"w": jnp.ones((8, 4)) * c[0]}, value)
+    evaluator = mj.Evaluator(rule, make_tasks()[:1], num_coefficients=1)
+    other = jax.tree_util.Partial(rule.func, jax.random.key(1))
+    changed = mj.Evaluator(other, make_tasks()[:1], num_coefficients=1)
+    assert len(evaluator.fingerprint()["parameters"]) == 16
+    assert evaluator.fingerprint() != changed.fingerprint()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: mj.Evaluator(TV, []), "`tasks` is empty"),
+        (lambda: mj.Evaluator(TV, make_tasks()[0]), r"one task: pass a list, `\[task\]`"),
+        (
+            lambda: mj.Evaluator(TV, dict(a=make_tasks()[0])),
+            r"pass `list\(tasks.values\(\)\)`",
+        ),
+        (lambda: mj.Evaluator(TV, 3), "`tasks` is a int; pass a list"),
+        (lambda: mj.Evaluator(TV, [predict]), r"`tasks\[0\]` is a function"),
+        (lambda: mj.Evaluator(TV, make_tasks(), memory_limit=0), "`memory_limit` is 0"),
+        (lambda: mj.Task("t", predict, X, Y, "accuracy"), "`metric` is 'accuracy', but"),
+        (
+            lambda: mj.Evaluator(
+                TV, [mj.Task("t", predict, X, Y, lambda o, t: 1j * o[0, 0])]
+            ),
+            "complex numbers have no order",
+        ),
         (lambda: mj.Evaluator(TV, make_tasks() * 2), "unique, but .*'all'"),
         (lambda: mj.Evaluator(TV, make_tasks(), chunk_size=0), "`chunk_size` is 0"),
         (lambda: mj.Evaluator(TV, make_tasks(), batch_size=0), "`batch_size` is 0"),

@@ -104,35 +104,34 @@ def test_picks_follow_the_preference():
     assert picked.tolist() in np.asarray(solution.samples.coefficients).tolist()
     with pytest.raises(ValueError, match=r"names \['z'\]; the tasks are"):
         solution.pick({"z": 1.0})
-    with pytest.raises(ValueError, match="Pass `at_least` alone"):
-        solution.pick([1, 1], at_least={"a": 0.5})
+    with pytest.raises(ValueError, match="A knee needs no preference"):
+        solution.pick([1, 1], method="knee")
     with pytest.raises(ValueError, match="`method` is 'best'"):
         solution.pick(method="best")
     with pytest.raises(ValueError, match="pass `verify=`"):
         mj.map_front(two_corners, **ASKED).pick(verified=True)
 
 
-def test_an_evaluator_brings_its_names_directions_and_links():
+def three_linear_tasks():
+    """An evaluator of three linear classifiers, each perfect on its own task."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 6)).astype(np.float32)
     base, *experts = ({"w": rng.normal(size=(6, 3)).astype(np.float32)} for _ in range(4))
     tv = mj.TaskVectors.from_params(base, dict(zip("abc", experts, strict=True)))
-
-    def predict(params, x):
-        return x @ params["w"]
-
     metrics = [mj.metrics.accuracy, mj.metrics.cross_entropy, mj.metrics.accuracy]
     tasks = [
-        mj.Task(name, predict, x, (x @ e["w"]).argmax(1), m)
+        mj.Task(name, lambda p, x: x @ p["w"], x, (x @ e["w"]).argmax(1), m)
         for name, e, m in zip("abc", experts, metrics, strict=True)
     ]
+    return mj.Evaluator(tv, tasks)
+
+
+LIGHT: dict[str, Any] = dict(key=KEY, num_generations=40, num_points=40)
+
+
+def test_an_evaluator_brings_its_names_directions_and_links():
     solution = mj.map_front(
-        mj.Evaluator(tv, tasks),
-        budget=20,
-        verify=4,
-        key=KEY,
-        num_generations=40,
-        num_points=40,
+        three_linear_tasks(), budget=20, verify=4, surrogate="quadratic", rounds=1, **LIGHT
     )
     assert solution.task_names == solution.coefficient_names == ("a", "b", "c")
     assert solution.directions == ("maximize", "minimize", "maximize")
@@ -142,6 +141,81 @@ def test_an_evaluator_brings_its_names_directions_and_links():
     # The base and the experts are the first samples: an expert is perfect on its own task.
     np.testing.assert_allclose(np.diagonal(solution.samples.scores[1:4])[[0, 2]], 1)
     assert set(solution.references()) == {"base", "a", "b", "c", "uniform"}
+
+
+def test_linear_outputs_are_predicted_from_the_base_and_the_experts():
+    evaluator = three_linear_tasks()
+    exact = mj.surrogate.Outputs(degree=1, ridge=1e-5)
+    solution = mj.map_front(evaluator, budget=4, surrogate=exact, **LIGHT)
+    assert solution.stats["num_evaluations"] == 4
+    assert solution.stats["surrogate"] == "OutputSurrogate"
+    # The logits of a linear model are linear in the coefficients: predictions are exact
+    # but for the small penalty, which turns a decision or two of 200.
+    truth = np.asarray(evaluator(solution.front.coefficients))
+    np.testing.assert_allclose(solution.front.scores, truth, atol=0.011)
+    assert solution.front.std is not None
+    assert solution.front.probability is not None
+    assert (solution.front.std > 0).all()
+    assert ((solution.front.probability >= 0) & (solution.front.probability <= 1)).all()
+
+
+def test_rounds_spend_the_budget_on_the_predicted_front(tmp_path):
+    evaluator, path = three_linear_tasks(), tmp_path / "samples.jsonl"
+    solution = mj.map_front(evaluator, budget=12, save_to=path, **LIGHT)
+    assert [r["num_evaluations"] for r in solution.stats["rounds"]] == [4, 8]
+    assert solution.stats["num_evaluations"] == len(solution.samples) == 12
+    # For some preferences a merge that was proposed beats the base and the experts.
+    measured = np.asarray(solution.samples.scores) * [1, -0.2, 1]
+    values = measured @ np.random.default_rng(0).dirichlet(np.ones(3), 50).T
+    assert np.mean(values.max(axis=0) - values[:4].max(axis=0)) > 0.005
+
+    # The same call takes all of it, outputs too, from the file; it even is the same.
+    again = mj.map_front(evaluator, budget=12, save_to=path, **LIGHT)
+    assert again.stats["num_reused"] == 12
+    np.testing.assert_array_equal(again.front.scores, solution.front.scores)
+    # Another key goes on from samples that were paid for.
+    options: dict[str, Any] = {**LIGHT, "key": jax.random.key(7)}
+    more = mj.map_front(evaluator, budget=14, save_to=path, **options)
+    assert more.stats["num_evaluations"] == 14
+    assert more.stats["num_reused"] >= 12
+
+
+def test_a_tolerance_stops_before_the_budget_is_spent():
+    solution = mj.map_front(three_linear_tasks(), budget=12, tolerance=10.0, **LIGHT)
+    assert solution.stats["num_evaluations"] == 4
+    assert solution.stats["rounds"][-1]["expected_gain"] < 10.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"surrogate": "outputs"}, "which a plain function of the coefficients does not"),
+        ({"surrogate": "spline"}, "`surrogate` is 'spline'"),
+        ({"rounds": 0}, "`rounds` is 0, but must be at least 1"),
+    ],
+)
+def test_a_surrogate_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        mj.map_front(two_corners, **ASKED, **options)
+
+
+def test_decisions_cannot_be_predicted_and_the_default_says_so():
+    tv = three_linear_tasks().rule.args[0]
+    x = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+
+    def decide(params, x):
+        return (x @ params["w"]).argmax(1)
+
+    metric = mj.metrics.Metric(lambda y, t: jnp.mean((y == t) * 1.0))
+    tasks = [
+        mj.Task(n, decide, x, np.arange(50) % (2 + i), metric) for i, n in enumerate("ab")
+    ]
+    evaluator = mj.Evaluator(tv, tasks)
+    with pytest.raises(ValueError, match="return logits instead of decisions"):
+        mj.map_front(evaluator, budget=20, surrogate="outputs", **LIGHT)
+    with pytest.warns(UserWarning, match="predicted by a quadratic and not from outputs"):
+        solution = mj.map_front(evaluator, budget=20, rounds=1, **LIGHT)
+    assert solution.stats["surrogate"] == "Quadratic"
 
 
 def test_samples_are_saved_and_a_run_goes_on_where_it_stopped(tmp_path):
@@ -184,7 +258,7 @@ def test_scores_that_are_not_finite_are_reported_and_lose_nothing():
         return scores
 
     with pytest.warns(UserWarning, match="NaN or infinite"):
-        solution = mj.map_front(sometimes, **{**ASKED, "budget": 16})
+        solution = mj.map_front(sometimes, rounds=1, **{**ASKED, "budget": 16})
     assert solution.result == RESULTS.nonfinite_scores
     assert solution.stats["num_failed"] > 0
     assert len(solution.samples) == 16
@@ -199,10 +273,10 @@ def test_no_finite_score_is_an_error_or_a_result():
         return two_corners(c) * np.array([np.nan, 1.0])
 
     with pytest.raises(ValueError, match="no finite score at all") as caught:
-        mj.map_front(broken, **ASKED)
+        mj.map_front(broken, rounds=1, **ASKED)
     assert len(vars(caught.value)["samples"]) == 12
     with pytest.warns(UserWarning, match="no finite score at all"):
-        solution = mj.map_front(broken, throw=False, **ASKED)
+        solution = mj.map_front(broken, throw=False, rounds=1, **ASKED)
     assert solution.result == RESULTS.no_finite_scores
     assert len(solution.front) == 0
     assert len(solution.samples) == 12
@@ -290,7 +364,7 @@ def test_bad_arguments_fail_before_any_evaluation(options, message):
 
 def test_scores_outside_the_range_of_a_link_keep_the_samples():
     with pytest.raises(ValueError, match="sigmoid") as caught:
-        mj.map_front(lambda c: 100 * two_corners(c), link="sigmoid", **ASKED)
+        mj.map_front(lambda c: 100 * two_corners(c), link="sigmoid", rounds=1, **ASKED)
     assert len(vars(caught.value)["samples"]) == 12
     assert "in `samples` of this exception" in " ".join(caught.value.__notes__)
 

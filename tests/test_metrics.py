@@ -52,6 +52,57 @@ SOFT /= SOFT.sum(axis=1, keepdims=True)
             truth.roc_auc_score(BINARY, LOGITS[:, 1] - LOGITS[:, 0]),
         ),
         ("auc", LOGITS, LABELS, truth.roc_auc_score(LABELS, SOFT, multi_class="ovr")),
+        # One logit an example, and targets in a column: never broadcast.
+        (
+            "accuracy",
+            SCORES[:, None],
+            BINARY[:, None],
+            truth.accuracy_score(BINARY, SCORES > 0),
+        ),
+        (
+            "accuracy",
+            LOGITS,
+            LABELS[:, None],
+            truth.accuracy_score(LABELS, LOGITS.argmax(1)),
+        ),
+        (
+            "cross_entropy",
+            SCORES,
+            BINARY,
+            truth.log_loss(BINARY, 1 / (1 + np.exp(-SCORES))),
+        ),
+        (
+            "cross_entropy",
+            SCORES[:, None],
+            BINARY[:, None],
+            truth.log_loss(BINARY, 1 / (1 + np.exp(-SCORES))),
+        ),
+        ("cross_entropy", LOGITS, LABELS[:, None], truth.log_loss(LABELS, SOFT)),
+        (
+            "cross_entropy",
+            LOGITS,
+            np.eye(5, dtype=int)[LABELS],
+            truth.log_loss(LABELS, SOFT),
+        ),
+        # Twelve sequences of five tokens.
+        (
+            "f1",
+            LOGITS.reshape(12, 5, 5),
+            LABELS.reshape(12, 5),
+            truth.f1_score(LABELS, LOGITS.argmax(1), average="macro"),
+        ),
+        (
+            "auc",
+            LOGITS.reshape(12, 5, 5),
+            LABELS.reshape(12, 5),
+            truth.roc_auc_score(LABELS, SOFT, multi_class="ovr"),
+        ),
+        (
+            "accuracy",
+            SCORES.reshape(12, 5, 1),
+            BINARY.reshape(12, 5),
+            truth.accuracy_score(BINARY, SCORES > 0),
+        ),
     ],
 )
 def test_metric_is_scikit_learns(metric, outputs, targets, want):
@@ -72,6 +123,55 @@ def test_classes_that_never_occur_have_no_share_in_f1():
 
 def test_auc_of_one_class_is_undefined():
     assert np.isnan(metrics.auc(jnp.asarray(SCORES), jnp.ones(60, int)))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "cross_entropy", "f1", "auc"])
+@pytest.mark.parametrize("num_outputs", [1, 2, 5])
+def test_outputs_that_hold_a_nan_score_nan(name, num_outputs):
+    targets = jnp.asarray(LABELS if num_outputs == 5 else BINARY)
+    outputs = jnp.asarray(LOGITS[:, :num_outputs])
+    metric = getattr(metrics, name)
+    assert np.isfinite(metric(outputs, targets))
+    assert np.isnan(metric(outputs.at[7, 0].set(jnp.nan), targets))
+
+
+def test_a_class_that_is_ruled_out_costs_nothing():
+    logits = jnp.array([[0.0, -jnp.inf, 0.0]])
+    soft = jnp.array([[0.5, 0.0, 0.5]])
+    np.testing.assert_allclose(metrics.cross_entropy(logits, soft), np.log(2), rtol=1e-6)
+    slope = jax.grad(lambda x: metrics.cross_entropy(x, soft))(logits)
+    np.testing.assert_allclose(slope, 0, atol=1e-7)
+    np.testing.assert_allclose(metrics.accuracy(logits, jnp.array([0])), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "outputs", "targets", "message"),
+    [
+        (
+            "accuracy",
+            LOGITS,
+            np.eye(5)[LABELS],
+            r"shape \(60, 5\).*one label each.*\(60,\)",
+        ),
+        ("accuracy", LOGITS, LABELS[:1], r"`targets` has shape \(1,\)"),
+        ("f1", LOGITS, LABELS[:30], r"`targets` has shape \(30,\)"),
+        ("auc", LOGITS, LABELS[:30], r"`targets` has shape \(30,\)"),
+        ("cross_entropy", LOGITS, LABELS[:30], r"`targets` has shape \(30,\)"),
+        ("cross_entropy", LOGITS[:5], np.ones(5, np.float32), "must be integer labels, or"),
+        ("mean_squared_error", LOGITS, LOGITS.reshape(5, 60), "one target for each output"),
+        ("mean_squared_error", LOGITS, SCORES, "one target for each output"),
+    ],
+)
+def test_targets_of_another_shape_are_refused(metric, outputs, targets, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(metrics, metric)(jnp.asarray(outputs), jnp.asarray(targets))
+
+
+def test_what_is_no_metric_is_refused():
+    with pytest.raises(
+        ValueError, match="`metric` is 'accuracy', but must be a metric such"
+    ):
+        metrics.as_metric("accuracy")
 
 
 def test_directions_and_bounds_are_those_of_the_field():

@@ -121,6 +121,7 @@ def test_double_precision(x64):
             lambda: pareto.riesz_energy(3, 0, key=jax.random.key(0)),
             "`num_points` is 0.*at least 1",
         ),
+        (lambda: pareto.riesz_energy(3, 5, key=0), "`key` is 0, but must be one typed key"),
     ],
 )
 def test_bad_counts_are_refused(call, message):

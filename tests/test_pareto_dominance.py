@@ -167,3 +167,5 @@ def test_wrong_shapes_are_refused(function):
 def test_wrong_ranks_are_refused():
     with pytest.raises(ValueError, match=r"`ranks` has shape \(2,\).*3 points"):
         pareto.crowding_distance(np.zeros((3, 2)), np.zeros(2, dtype=int))
+    with pytest.raises(ValueError, match="dtype float32, but must be one int"):
+        pareto.crowding_distance(np.zeros((3, 2)), np.zeros(3, np.float32))

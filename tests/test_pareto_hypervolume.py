@@ -175,6 +175,18 @@ def test_a_sweep_over_any_number_shares_a_trace(key, monkeypatch):
     assert 8 < errors[0] / errors[1] < 12
 
 
+@pytest.mark.parametrize("num_objectives", [2, 4])
+def test_forward_derivatives_are_finite_differences(num_objectives, x64):
+    scores = np.random.default_rng(0).random((6, num_objectives))
+    reference = np.ones(num_objectives)
+    slopes = jax.jacfwd(lambda x: pareto.hypervolume(x, reference))(jnp.asarray(scores))
+    steps = 1e-6 * np.eye(scores.size).reshape(-1, *scores.shape)
+    volume = jax.vmap(lambda x: pareto.hypervolume(x, reference))
+    differences = (volume(scores + steps) - volume(scores - steps)) / 2e-6
+    np.testing.assert_allclose(slopes.ravel(), differences, atol=1e-8)
+    assert (np.asarray(slopes) < 0).any()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -213,6 +225,18 @@ def test_a_sweep_over_any_number_shares_a_trace(key, monkeypatch):
                 np.zeros((3, 2)), np.array([np.nan, 1]), key=jax.random.key(0)
             ),
             "`reference` holds nan at position 0",
+        ),
+        (
+            lambda: pareto.hypervolume_monte_carlo(
+                np.zeros((3, 2)), np.ones(2), key=jax.random.PRNGKey(0)
+            ),
+            "must be one typed key",
+        ),
+        (
+            lambda: pareto.hypervolume_monte_carlo(
+                np.zeros((3, 2)), np.ones(2), key=jax.random.split(jax.random.key(0))
+            ),
+            "must be one typed key",
         ),
     ],
 )

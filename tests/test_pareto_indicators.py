@@ -68,6 +68,20 @@ def test_distances_of_degenerate_sets(distance):
     assert float(distance(front.at[0, 0].set(-jnp.inf), front[1:].repeat(2, axis=0))) == 0
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_gradients_are_finite_differences_and_never_nan(distance, sets, x64):
+    scores, front = (np.asarray(x[:5], float) for x in sets)
+    slopes = jax.grad(distance)(jnp.asarray(scores), front)
+    steps = 1e-6 * np.eye(scores.size).reshape(-1, *scores.shape)
+    there = jax.vmap(distance, (0, None))
+    differences = (there(scores + steps, front) - there(scores - steps, front)) / 2e-6
+    np.testing.assert_allclose(slopes.ravel(), differences, atol=1e-7)
+    # Points that meet, and rows that are left out.
+    scores[0] = front[0]
+    scores[1, 1], scores[2, 2] = np.nan, np.inf
+    assert np.isfinite(jax.grad(distance)(jnp.asarray(scores), front)).all()
+
+
 @given(some_scores)
 def test_igd_plus_rewards_dominance(scores):
     front = np.eye(3, dtype=np.float32)

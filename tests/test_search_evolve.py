@@ -158,7 +158,7 @@ def test_an_archive_keeps_the_best_point_for_each_weight():
         archive = archive.update(
             30.0 * start + jnp.arange(30.0)[:, None],
             jnp.asarray(batch),
-            weights=jnp.asarray(weights, jnp.float32),
+            weights=jnp.asarray(weights.T, jnp.float32),
             ideal=jnp.zeros(3),
             nadir=jnp.array([1.0, 2.0, 0.0]),
         )

@@ -276,6 +276,8 @@ BASE = {"a": jnp.ones(2), "b": jnp.ones((2, 3))}
             {**BASE, "a": jnp.array([1, jnp.nan])},
             r"\['a'\] of expert 'x' holds NaN or infinite",
         ),
+        (jnp.ones(2), r"'x' is an array, not a tree.*as `\{name: parameters, \.\.\.\}`"),
+        (None, r"'x' lacks \['a'\], \['b'\], which the base has"),
     ],
 )
 def test_an_expert_that_does_not_fit_is_named(expert, message):
@@ -298,6 +300,14 @@ def test_other_bad_input():
     with pytest.raises(ValueError, match=r"no leaf that can be merged.*int32 leaf"):
         make({"w": jnp.ones(1, int)}, [{"w": jnp.ones(1, int)}])
 
+    shapes = {"w": jax.ShapeDtypeStruct((1,), jnp.float32)}
+    with pytest.raises(ValueError, match=r"no leaf that can be merged.*\['w'\]"):
+        make(shapes, [shapes])
+    with pytest.raises(ValueError, match=r"\(root\) has shape \(3,\) in expert"):
+        make(jnp.ones(2), [jnp.ones(3)])
+    with pytest.raises(ValueError, match=r"must be real numbers, one per expert.*'x'"):
+        mj.merge(make(BASE, {"x": BASE}), jnp.array([1j]))
+
     class NoTree:
         pass
 
@@ -311,3 +321,46 @@ def test_other_bad_input():
         mj.merge(make(BASE, [BASE]), [1.0, 2.0, 3.0])
     with pytest.warns(UserWarning, match=r"\['w'\] is float64 and was narrowed to float32"):
         make({"w": np.ones(2)}, [{"w": jnp.ones(2)}])
+
+
+def test_vectors_can_be_kept_wider_than_the_leaves():
+    base = {"w": jnp.linspace(-2, 2, 50).astype(jnp.bfloat16)}
+    expert = {"w": jnp.linspace(-1, 3.3, 50).astype(jnp.bfloat16)}
+    rounded = mj.TaskVectors.from_params(base, [expert])
+    exact = mj.TaskVectors.from_params(base, [expert], dtype=jnp.float32)
+    assert rounded.vectors["w"].dtype == jnp.bfloat16
+    assert exact.vectors["w"].dtype == jnp.float32
+    assert not np.array_equal(mj.merge(rounded, [1.0])["w"], expert["w"])
+    merged = mj.merge(exact, [1.0])["w"]
+    assert merged.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(merged, expert["w"])
+    # "At least": wider leaves stay as wide as they are.
+    wider = jax.tree.map(lambda x: x.astype(jnp.float32), (base, expert))
+    kept = mj.TaskVectors.from_params(wider[0], [wider[1]], dtype="bfloat16")
+    assert kept.vectors["w"].dtype == jnp.float32
+    for dtype in (int, "banana"):
+        with pytest.raises(ValueError, match="kept in a floating-point dtype: pass one"):
+            mj.TaskVectors.from_params(base, [expert], dtype=dtype)
+
+
+@pytest.mark.parametrize("other", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "float32"])
+def test_leaves_of_eight_bits_are_merged(other):
+    def of(seed, dtype):
+        values = np.random.default_rng(seed).normal(size=20)
+        return {"w": jnp.asarray(values, jnp.float32).astype(dtype)}
+
+    base, expert, last = of(0, "float8_e4m3fn"), of(1, other), of(2, "float8_e4m3fn")
+    tv = mj.TaskVectors.from_params(base, [expert, last], dtype=jnp.float32)
+    c = [0.5, 0.25]
+    trees = [np.asarray(x["w"], np.float64) for x in (base, expert, last)]
+    want = trees[0] + 0.5 * (trees[1] - trees[0]) + 0.25 * (trees[2] - trees[0])
+    merged = mj.merge(tv, c)["w"]
+    assert merged.dtype == jnp.float8_e4m3fn
+    # Rounded once: to the nearest that three bits of mantissa allow.
+    np.testing.assert_allclose(np.asarray(merged, np.float64), want, rtol=0.0626, atol=2e-3)
+    np.testing.assert_allclose(
+        tv.norms()[0], np.linalg.norm(trees[1] - trees[0]), rtol=1e-5
+    )
+    assert mj.TaskVectors.from_params(base, [expert]).vectors["w"].dtype == (
+        jnp.bfloat16 if other == "float8_e5m2" else other
+    )

@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 import mapjax as mj
+from mapjax._result import Point
 from mapjax._solution import Solution
 from mapjax.cli._errors import UsageError
 from mapjax.cli._table import Row, print_table
@@ -75,9 +76,6 @@ def demo(
         solution = mj.map_front(
             evaluate,
             budget=budget,
-            # On these experts, with 20 evaluations and three seeds, its predictions on the
-            # front are off by 0.8 points, those of the default design by 1.5.
-            design="d_optimal",
             verify=NUM_VERIFIED,
             key=search_key,
             save_to=output / _SAMPLES,
@@ -91,7 +89,7 @@ def demo(
         _draw(solution, output)
     _save(mj.merge(task_vectors, chosen), chosen, preference, output)
     rows = _rows(solution, evaluate, test, best, chosen)
-    print_table(console, rows, solution.task_names, len(experts))
+    print_table(console, rows, solution)
     _say(console, solution, rows, weights, output)
 
 
@@ -175,26 +173,33 @@ def _rows(
     chosen: np.ndarray,
 ) -> list[Row]:
     """Collect what the table shows: measured on validation and test, and predicted."""
-    samples = np.asarray(solution.samples.coefficients)
-    merges = {"base": samples[0]}
-    for i, name in enumerate(solution.coefficient_names):
-        merges[f"expert {name}"] = samples[1 + i]
-    merges["uniform merge"] = np.full(samples.shape[1], 1 / samples.shape[1])
-    merges["best single scale"] = best
-    references = len(merges)
-    front = samples[len(samples) - solution.num_verified :]
-    front = front[np.lexsort(front.T[::-1])]
-    shown = np.linspace(0, len(front) - 1, min(NUM_SHOWN, len(front))).round().astype(int)
-    for i, c in enumerate(front[shown]):
-        merges[f"front {i + 1}"] = c
-    merges["your preference"] = chosen
-    c = np.stack(list(merges.values()))
-    assert solution.surrogate is not None  # accuracies are finite, so there is a fit
-    measured, tested = np.asarray(evaluate(c)), np.asarray(test(c))
-    predicted = np.asarray(solution.surrogate(c))
+    # Where the budget went elsewhere, the uniform merge is no sample.
+    table = [point for point in solution.table() if point.name != "uniform merge"]
+    verified = [point for point in table if point.name.startswith("verified")]
+    shown = np.linspace(0, len(verified) - 1, min(NUM_SHOWN, len(verified))).round()
+    uniform = np.full(len(chosen), 1 / len(chosen))
+    extra = {"uniform merge": uniform, "best single scale": best, "your preference": chosen}
+    c = np.stack(list(extra.values()))
+    measured, predicted = np.asarray(evaluate(c)), solution.predicted(c)
+    assert predicted.std is not None  # surrogates of a driver have error bars
+    columns = map(
+        np.asarray,
+        (c, measured, predicted.scores, predicted.std, solution.normalized(measured)),
+    )
+    *plain, preferred = (
+        Point(name, *row) for name, *row in zip(extra, *columns, strict=True)
+    )
+    points = [
+        *table[: len(table) - len(verified)],
+        *plain,
+        *(verified[int(i)] for i in shown),
+        preferred,
+    ]
+    tested = np.asarray(test(np.stack([point.coefficients for point in points])))
+    references = len(points) - len(shown) - 1
     return [
-        Row(name, c[i], measured[i], tested[i], predicted[i], i >= references)
-        for i, name in enumerate(merges)
+        Row(point, tested[i], show_predicted=i >= references)
+        for i, point in enumerate(points)
     ]
 
 
@@ -209,14 +214,15 @@ def _say(
         console.print(f"[bold]Note[/bold] {mj.RESULTS[solution.result]}")
     console.print(
         f"\nReal evaluations: {len(solution.samples) - solution.num_verified} to fit, "
-        f"{solution.num_verified} to verify the front; beside them 1 to measure your "
-        f"preference and {len(SCALES)} to search the best single scale."
+        f"{solution.num_verified} to verify the front; beside them 2 to measure your "
+        f"preference and the uniform merge, and {len(SCALES)} to search the best single "
+        "scale."
     )
     console.print(
         "R² of the surrogate by leaving one out: "
         + ", ".join(f"{r2:.2f}" for r2 in np.asarray(solution.stats["loo_r2"]))
     )
-    by_name = {row.name: row for row in rows}
+    by_name = {row.point.name: row for row in rows}
     ahead = by_name["your preference"].test - by_name["best single scale"].test
     console.print(
         f"On images never used to choose, your preference is {100 * ahead @ weights:+.1f} "

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -10,10 +11,16 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: What follows `mapjax` on the command line; by default `sys.argv[1:]`.
 
+    `mapjax --version` prints the version.
+
     Raises:
         SystemExit: With code 2 if an argument is wrong, 1 if a package is missing, and a
             sentence on the standard error stream.
     """
+    args = sys.argv[1:] if args is None else args
+    if list(args) == ["--version"]:
+        print(f"mapjax {metadata.version('mapjax')}")
+        return
     try:
         from tyro.extras import SubcommandApp
     except ImportError:

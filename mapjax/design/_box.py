@@ -45,9 +45,10 @@ def read_box(
 
 def generator(key: Any) -> np.random.Generator:
     """Return NumPy's randomness for a typed key, or say what was passed instead."""
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed or key.ndim:
         raise ValueError(
-            f"`key` is {key!r}, expected a typed key. Pass `key=jax.random.key(0)`, not a "
+            f"`key` is {key!r}, expected one typed key. Pass `key=jax.random.key(0)`, not a "
             "number and not `jax.random.PRNGKey`."
         )
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())

@@ -123,7 +123,8 @@ def _read_candidates(
         )
     # Bounds may have been rounded to the precision of the candidates.
     slack = 1e-6 * (upper - lower)
-    outside = ((pool < lower - slack) | (pool > upper + slack)).any(axis=1)
+    # A comparison with NaN is false, so that NaN is not inside.
+    outside = ~((pool >= lower - slack) & (pool <= upper + slack)).all(axis=1)
     if outside.any():
         raise ValueError(
             f"`candidates[{int(np.argmax(outside))}]` lies outside `bounds`. Drop it, or "

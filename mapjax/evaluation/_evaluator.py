@@ -1,9 +1,8 @@
 """The evaluator: batches of coefficients to scores, on one device or many."""
 
-import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,10 +14,14 @@ from jaxtyping import Array, Float, PyTree
 
 from mapjax._progress import progress_bar
 from mapjax._types import ArrayLike, Direction
+from mapjax.evaluation._fingerprint import fingerprints
+from mapjax.evaluation._inputs import as_rule, as_tasks, place
+from mapjax.evaluation._program import Kind, Program, evaluate, free_memory
 from mapjax.evaluation._task import Task
-from mapjax.task_vectors import TaskVectors, merge
+from mapjax.task_vectors import TaskVectors
 
-_Kind = Literal["scores", "outputs", "jacobian"]
+_BATCH_SIZE, _LEAST_BATCH = 2048, 32
+_FREE_SHARE = 0.8
 
 
 class Evaluator:
@@ -26,13 +29,13 @@ class Evaluator:
 
     Candidates are merged and evaluated together in chunks, the data are scanned in
     batches, and one compiled program serves any number of candidates. Calling it inside
-    `jax.jit` works too.
+    `jax.jit` works too; there, candidates run one by one unless `chunk_size` is given.
     """
 
     def __init__(
         self,
         rule: Any,
-        tasks: Sequence[Task],
+        tasks: Any,
         *,
         num_coefficients: int | None = None,
         chunk_size: int | None = None,
@@ -45,15 +48,15 @@ class Evaluator:
         Args:
             rule: Task vectors, merged linearly, or any function `coefficients ->
                 parameters` written in JAX.
-            tasks: What to score on.
+            tasks: What to score on, a list of `mapjax.Task`.
             num_coefficients: How many coefficients a rule takes that is a function.
             chunk_size: How many candidates are evaluated at once on each device. By
                 default 1 on CPU, where more gains nothing, and else as many as fit into
                 the memory limit, at most 16.
             batch_size: The most examples predicted at once; by default 2,048, or as many
                 as fit into the memory limit.
-            memory_limit: Bytes that one device may use for a chunk; by default 80 % of
-                what is free.
+            memory_limit: Bytes that an evaluation may hold on one device, the data, the
+                base and the vectors included; by default these and 80 % of what is free.
             mesh: Devices to share the candidates out to, along the first axis of the
                 mesh. Parameters that are already sharded over its other axes stay so.
 
@@ -61,26 +64,24 @@ class Evaluator:
             ValueError: If there are no tasks, two have one name, a number is not
                 positive, or a task cannot be scored with the rule's parameters.
         """
-        self.rule, self.num_coefficients = _as_rule(rule, num_coefficients)
-        self.tasks = tuple(tasks)
-        if not self.tasks:
-            raise ValueError("`tasks` is empty: pass at least one `mapjax.Task`.")
-        twice = sorted({n for n in self.task_names if self.task_names.count(n) > 1})
-        if twice:
-            raise ValueError(f"Task names must be unique, but {twice} come more than once.")
-        for name, value in dict(chunk_size=chunk_size, batch_size=batch_size).items():
+        self.rule, self.num_coefficients = as_rule(rule, num_coefficients)
+        self.tasks = as_tasks(tasks)
+        numbers = dict(
+            chunk_size=chunk_size, batch_size=batch_size, memory_limit=memory_limit
+        )
+        for name, value in numbers.items():
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, but must be at least 1.")
-        self.batch_size = batch_size or 2048
-        self._may_halve = batch_size is None
         self.memory_limit = memory_limit
-        self.mesh = mesh
-        if mesh is not None:
-            self.rule, self.tasks = (_place(x, mesh) for x in (self.rule, self.tasks))
+        # What shares out the candidates is `shard_map`, whatever kind of axes were made.
+        self.mesh = mesh and Mesh(mesh.devices, mesh.axis_names)
+        if self.mesh is not None:
+            self.rule, self.tasks = (place(x, self.mesh) for x in (self.rule, self.tasks))
         # Parted once: a call then hands over arrays alone.
         self._arrays, self._static = eqx.partition((self.rule, self.tasks), eqx.is_array)
-        self._chunk_size = chunk_size
-        self._compiled: dict[_Kind, Any] = {}
+        self._chunk_size, self._batch_size = chunk_size, batch_size
+        self._programs: dict[tuple[Kind, Any], Program] = {}
+        self._fingerprint: dict[str, Any] | None = None
         self._check()
 
     @property
@@ -103,16 +104,13 @@ class Evaluator:
 
     @property
     def chunk_size(self) -> int:
-        """How many candidates run at once on each device; compiles if not yet known."""
-        if self._chunk_size is None:
-            self._program("scores")
-        assert self._chunk_size is not None
-        return self._chunk_size
+        """How many candidates are scored at once on each device; may have to compile."""
+        return self._chunk_size or self.program("scores").chunk_size
 
     @property
-    def candidates_per_call(self) -> int:
-        """How many candidates one run of the compiled program takes, over all devices."""
-        return self.chunk_size * (1 if self.mesh is None else self.mesh.devices.shape[0])
+    def batch_size(self) -> int:
+        """The most examples predicted at once when scoring; may have to compile."""
+        return self._batch_size or self.program("scores").batch_size
 
     @property
     def predicted_memory(self) -> int:
@@ -120,7 +118,21 @@ class Evaluator:
 
         The data, the base, the vectors and the results are included.
         """
-        return _peak_bytes(self._program("scores"))
+        return self.program("scores").peak_bytes
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Tell these parameters and data from others, by hashes of their arrays.
+
+        Arrays that functions close over are not seen: use an `equinox.Module` there.
+
+        Returns:
+            A hash of the base and the vectors as `parameters`, and one for each task as
+            `data`; None for a rule or a task without arrays.
+        """
+        if self._fingerprint is None:
+            parameters, *data = fingerprints([self.rule, *self.tasks])
+            self._fingerprint = {"parameters": parameters, "data": data}
+        return self._fingerprint
 
     def __call__(
         self, coefficients: ArrayLike | Sequence, *, progress: bool | None = None
@@ -155,6 +167,29 @@ class Evaluator:
         """
         return self._run("outputs", coefficients, progress)
 
+    def scores_and_outputs(
+        self, coefficients: ArrayLike | Sequence, *, progress: bool | None = None
+    ) -> tuple[Float[Array, "candidates tasks"], dict[str, PyTree]]:
+        """Score merges and keep what the metrics saw, in one evaluation.
+
+        Args:
+            coefficients: `[candidates, coefficients]`.
+            progress: As in a call.
+
+        Returns:
+            Scores `[candidates, tasks]`, and for each task's name outputs
+            `[candidates, examples, ...]`.
+        """
+        return self._run("both", coefficients, progress)
+
+    def output_shapes(self) -> dict[str, PyTree]:
+        """Say what shapes and dtypes the outputs of one merge have, task by task."""
+        params, size = self._parameter_shapes(), self._batch_size or _BATCH_SIZE
+        return {
+            task.name: eqx.filter_eval_shape(Task.outputs, task, params, size)
+            for task in self.tasks
+        }
+
     def value_and_jacobian(
         self, coefficients: ArrayLike | Sequence, *, progress: bool | None = None
     ) -> tuple[
@@ -162,7 +197,9 @@ class Evaluator:
     ]:
         """Score merges and differentiate the scores in the coefficients.
 
-        Works in forward mode unless there are many more coefficients than tasks.
+        Takes the time of about three evaluations: in forward mode for one coefficient,
+        else in reverse mode, task by task and batch by batch. A metric that is no mean
+        over examples then needs the memory of all its examples at once.
 
         Args:
             coefficients: `[candidates, coefficients]`.
@@ -186,11 +223,10 @@ class Evaluator:
 
     def _check(self) -> None:
         """Trace every task once, so that a wrong function fails before any work."""
-        c = jax.ShapeDtypeStruct((self.num_coefficients,), jnp.zeros(()).dtype)
-        params = eqx.filter_eval_shape(self.rule, c)
+        params, size = self._parameter_shapes(), self._batch_size or _BATCH_SIZE
         for task in self.tasks:
             try:
-                score = eqx.filter_eval_shape(Task.score, task, params, self.batch_size)
+                score = eqx.filter_eval_shape(Task.score, task, params, size)
             except Exception as error:
                 error.add_note(f"This happened in task {task.name!r} of the evaluator.")
                 raise
@@ -200,18 +236,25 @@ class Evaluator:
                     f"examples, but returned {score}. A metric that returns one value per "
                     "example is `mapjax.metrics.Metric(function, per_example=True)`."
                 )
+            if jnp.issubdtype(score.dtype, jnp.complexfloating):
+                raise ValueError(
+                    f"The metric of task {task.name!r} returned {score.dtype}, and complex "
+                    "numbers have no order: return a real one, such as their absolute value."
+                )
 
-    def _run(self, kind: _Kind, coefficients: Any, progress: bool | None) -> Any:
+    def _parameter_shapes(self) -> PyTree:
+        c = jax.ShapeDtypeStruct((self.num_coefficients,), _dtype())
+        return eqx.filter_eval_shape(self.rule, c)
+
+    def _run(self, kind: Kind, coefficients: Any, progress: bool | None) -> Any:
         if isinstance(coefficients, Tracer):
             self._check_shape(coefficients)
-            chunk = self._chunk_size or 1
-            return _evaluate(
-                self.rule, self.tasks, coefficients, kind, self.batch_size, chunk
-            )
-        c = np.asarray(coefficients, dtype=jnp.zeros(()).dtype)
+            sizes = self._batch_size or _BATCH_SIZE, self._chunk_size or 1
+            return evaluate(self.rule, self.tasks, coefficients, kind, *sizes)
+        c = np.asarray(coefficients, dtype=_dtype())
         self._check_shape(c)
-        program, size = self._program(kind), self.candidates_per_call
-        count = len(c)
+        program = self.program(kind)
+        count, size = len(c), program.num_candidates
         # Rows of padding repeat the last candidate, so that every call has one shape.
         padded = np.concatenate([c, np.repeat(c[-1:], -count % size, axis=0)])
         blocks = []
@@ -222,12 +265,18 @@ class Evaluator:
                     if count
                     else np.zeros((size, c.shape[1]), c.dtype)
                 )
-                blocks.append(program(self._arrays, self._share(block)))
+                blocks.append(program.run(self._arrays, self._share(block)))
                 if len(blocks) > 1:  # one block computes while the next is handed over
                     jax.block_until_ready(blocks[-2])
                     advance(size)
             jax.block_until_ready(blocks)
-        return jax.tree.map(lambda *x: _join(x, count), *blocks)
+        joined = jax.tree.map(lambda *x: _join(x, count), *blocks)
+        # JAX sorts the keys of dictionaries; a reader expects the tasks in their order.
+        if kind == "outputs":
+            return {name: joined[name] for name in self.task_names}
+        if kind == "both":
+            return joined[0], {name: joined[1][name] for name in self.task_names}
+        return joined
 
     def _check_shape(self, c: Any) -> None:
         if c.ndim != 2 or c.shape[1] != self.num_coefficients:
@@ -243,39 +292,39 @@ class Evaluator:
         sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
         return jax.make_array_from_callback(block.shape, sharding, block.__getitem__)
 
-    def _program(self, kind: _Kind) -> Any:
+    def program(self, kind: Kind) -> Program:
         """Compile for a chunk that fits into memory; the compiler says what it needs."""
-        if kind not in self._compiled:
-            limit = self.memory_limit or _free_memory(0.8)
-            may_shrink = self._chunk_size is None
+        key = (kind, _dtype())
+        if key not in self._programs:
             chunk = self._chunk_size or (1 if jax.default_backend() == "cpu" else 16)
-            program = self._compile(kind, chunk)
-            while _peak_bytes(program) > limit:
-                if may_shrink and chunk > 1:
-                    fixed = _argument_bytes(program)
-                    each = (_peak_bytes(program) - fixed) / chunk
+            batch = self._batch_size or _BATCH_SIZE
+            program = self._compile(kind, chunk, batch)
+            fixed = program.argument_bytes  # on the device already, and so not free
+            limit = self.memory_limit or fixed + int(_FREE_SHARE * free_memory())
+            while program.peak_bytes > limit:
+                if self._chunk_size is None and chunk > 1:
+                    each = (program.peak_bytes - fixed) / chunk
                     chunk = min(chunk - 1, max(1, int((limit - fixed) / each)))
-                elif self._may_halve and self.batch_size > 32:
-                    self.batch_size //= 2
+                elif self._batch_size is None and batch > _LEAST_BATCH:
+                    batch //= 2
                 else:
                     break
-                program = self._compile(kind, chunk)
-            if _peak_bytes(program) > limit:
+                program = self._compile(kind, chunk, batch)
+            if program.peak_bytes > limit:
                 warnings.warn(
                     f"Evaluating {chunk} candidate(s) at once needs "
-                    f"{_peak_bytes(program) / 2**30:.1f} GiB, of which {limit / 2**30:.1f} "
-                    f"GiB may be used. Lower `batch_size` (now {self.batch_size}), or shard "
-                    "the parameters over more devices.",
+                    f"{program.peak_bytes / 2**30:.1f} GiB, of which {limit / 2**30:.1f} "
+                    f"GiB may be used. Lower `batch_size` (now {batch}), or shard the "
+                    "parameters over more devices.",
                     stacklevel=4,
                 )
-            self._chunk_size = chunk
-            self._compiled[kind] = program
-        return self._compiled[kind]
+            self._programs[key] = program
+        return self._programs[key]
 
-    def _compile(self, kind: _Kind, chunk: int) -> Any:
+    def _compile(self, kind: Kind, chunk: int, batch: int) -> Program:
         def run(arrays: PyTree, c: Array) -> Any:
             rule, tasks = eqx.combine(arrays, self._static)
-            return _evaluate(rule, tasks, c, kind, self.batch_size, chunk)
+            return evaluate(rule, tasks, c, kind, batch, chunk)
 
         function, size = run, chunk
         if self.mesh is not None:
@@ -295,98 +344,15 @@ class Evaluator:
             def function(arrays: PyTree, c: Array) -> Any:
                 return jax.lax.with_sharding_constraint(share(arrays, c), everywhere)
 
-        block = self._share(np.zeros((size, self.num_coefficients), jnp.zeros(()).dtype))
-        return jax.jit(function).lower(self._arrays, block).compile()
+        block = self._share(np.zeros((size, self.num_coefficients), _dtype()))
+        compiled = jax.jit(function).lower(self._arrays, block).compile()
+        return Program(compiled, chunk, batch, size)
 
 
-def _evaluate(
-    rule: Any, tasks: tuple[Task, ...], c: Array, kind: _Kind, batch_size: int, chunk: int
-) -> Any:
-    """Merge and evaluate `chunk` candidates at a time."""
-
-    def scores(x: Array) -> Array:
-        params = rule(x)
-        return jnp.stack([task.score(params, batch_size) for task in tasks])
-
-    def outputs(x: Array) -> dict[str, PyTree]:
-        params = rule(x)
-        return {task.name: task.outputs(params, batch_size) for task in tasks}
-
-    def jacobian(x: Array) -> tuple[Array, Array]:
-        # A forward derivative costs about a third of a reverse one in time and far less
-        # in memory.
-        mode = jax.jacfwd if x.shape[0] <= 3 * len(tasks) else jax.jacrev
-        gradient, value = mode(lambda x: (scores(x),) * 2, has_aux=True)(x)
-        return value, gradient
-
-    one = {"scores": scores, "outputs": outputs, "jacobian": jacobian}[kind]
-    return jax.lax.map(one, c, batch_size=min(chunk, c.shape[0]))
-
-
-def _as_rule(rule: Any, num_coefficients: int | None) -> tuple[Any, int]:
-    if isinstance(rule, TaskVectors):
-        if num_coefficients not in (None, rule.num_tasks):
-            raise ValueError(
-                f"`num_coefficients` is {num_coefficients}, but the task vectors have "
-                f"{rule.num_tasks} experts: leave it out."
-            )
-        return jax.tree_util.Partial(merge, rule), rule.num_tasks
-    if not callable(rule):
-        raise ValueError(
-            f"`rule` is a {type(rule).__name__}; pass `TaskVectors` or a function from "
-            "coefficients to parameters."
-        )
-    if num_coefficients is None or num_coefficients < 1:
-        raise ValueError(
-            "A merge rule that is a function needs `num_coefficients`, at least 1; got "
-            f"{num_coefficients}."
-        )
-    return rule, num_coefficients
-
-
-def _place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copy arrays to every device of the mesh, but for those sharded on it already."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-
-    def put(x: Any) -> Any:
-        if not eqx.is_array(x):
-            return x
-        if isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh:
-            return x
-        # Other processes' devices take host memory, not an array of this process's.
-        return jax.device_put(np.asarray(x), everywhere)
-
-    return jax.tree.map(put, tree)
+def _dtype() -> Any:
+    """Give the dtype of coefficients, which follows JAX's switch for 64 bits."""
+    return jnp.zeros(()).dtype
 
 
 def _join(blocks: Sequence[Array], count: int) -> Array:
     return jnp.concatenate(blocks)[:count] if len(blocks) > 1 else blocks[0][:count]
-
-
-def _analysis(program: Any) -> Any:
-    return program.memory_analysis()
-
-
-def _argument_bytes(program: Any) -> int:
-    plan = _analysis(program)
-    return plan.argument_size_in_bytes if plan else 0
-
-
-def _peak_bytes(program: Any) -> int:
-    plan = _analysis(program)
-    if plan is None:
-        return 0
-    return (
-        plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        + plan.temp_size_in_bytes
-        - plan.alias_size_in_bytes
-    )
-
-
-def _free_memory(share: float) -> float:
-    """Read how much memory the first device has left, in bytes."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return share * (stats["bytes_limit"] - stats["bytes_in_use"])
-    return share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

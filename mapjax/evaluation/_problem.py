@@ -8,6 +8,7 @@ import numpy as np
 
 from mapjax._types import Direction
 from mapjax.evaluation._evaluator import Evaluator
+from mapjax.surrogate import check_bounds, check_ridge
 
 
 class Problem(NamedTuple):
@@ -63,13 +64,14 @@ class Problem(NamedTuple):
             "directions": _for_each(self.directions, count),
             "link": _for_each(self.link, count),
         }
-        ends = [("link_bounds", end) for end in self.link_bounds or () if np.ndim(end)]
+        ends = [("link_bounds", end) for end in _arrays(self.link_bounds)]
         for name, value in [*each.items(), *ends]:
             if len(value) != count:
                 raise ValueError(
                     f"`{name}` has {len(value)} entries for {count} tasks {task_names}: pass "
                     "one for each."
                 )
+        _check_link_bounds(each["link"], self.link_bounds)
         return self._replace(task_names=task_names, **each)
 
 
@@ -81,12 +83,17 @@ def describe_problem(
     task_names: Sequence[str] | None,
     link: str | Sequence[str] | None,
     link_bounds: tuple[Any, Any] | None,
+    ridge: Any = None,
 ) -> Problem:
     """Read a problem off an `Evaluator`, or off the arguments for a function.
+
+    Checks also what a fit will be given, so that a wrong option costs no evaluation.
 
     Raises:
         ValueError: If something is missing, unknown, or contradicts the evaluator.
     """
+    check_ridge(ridge)
+    _check_names(task_names)
     _check_choices("directions", directions, ("maximize", "minimize"))
     _check_choices("link", link, ("identity", "sigmoid", "softplus"))
     if isinstance(evaluate, Evaluator):
@@ -132,8 +139,12 @@ def describe_problem(
         num_examples=None,
     )
     counts = [
-        len(x) for x in (directions, link) if x is not None and not isinstance(x, str)
+        len(x)
+        for x in (directions, link, *_arrays(link_bounds))
+        if x is not None and not isinstance(x, str)
     ]
+    if not counts:
+        _check_link_bounds((problem.link,), link_bounds)
     if task_names is None and counts:
         task_names = [f"task_{t}" for t in range(counts[0])]
     return problem if task_names is None else problem.with_tasks(tuple(task_names))
@@ -155,6 +166,32 @@ def _check_choices(name: str, value: str | Sequence[str] | None, choices: tuple)
     for one in [value] if isinstance(value, str) else value or ():
         if one not in choices:
             raise ValueError(f"`{name}` says {one!r}; choose from {', '.join(choices)}.")
+
+
+def _check_names(names: Any) -> None:
+    """Refuse names of tasks that are no list of different strings."""
+    if names is None:
+        return
+    if isinstance(names, str):
+        raise ValueError(
+            f"`task_names` is {names!r}, one string: pass a list with one name per task."
+        )
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ValueError(f"`task_names` must be unique, but {twice} come more than once.")
+
+
+def _check_link_bounds(links: tuple[str, ...], bounds: tuple[Any, Any] | None) -> None:
+    try:
+        check_bounds(bounds, links)
+    except ValueError as error:
+        # The fit calls `bounds` what is called `link_bounds` beside the search's bounds.
+        raise ValueError(str(error).replace("`bounds`", "`link_bounds`")) from error
+
+
+def _arrays(bounds: tuple[Any, Any] | None) -> list[Any]:
+    """List the ends of bounds that are given task by task."""
+    return [end for end in bounds or () if np.ndim(end)]
 
 
 def _ends(limits: list[tuple[float | None, float | None]]) -> tuple[list, list]:

@@ -9,13 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from mapjax._progress import progress_bar
 from mapjax._result import Samples
+from mapjax._types import wide
 from mapjax.evaluation._evaluator import Evaluator
+from mapjax.evaluation._files import check_path, load_outputs, read_lines, save_outputs
 from mapjax.evaluation._problem import Problem
+from mapjax.evaluation._program import Kind
 
-_FORMAT = "mapjax samples 1"
+_FORMAT = "mapjax samples 2"
 _SECONDS_PER_CALL = 0.5
 
 
@@ -25,6 +29,12 @@ class Recorder:
     With a path, each score is appended to a file of JSON lines (coefficients and scores
     of one merge a line) before the next evaluation starts. A recorder that finds such a
     file takes from it what it is asked for and evaluates only the rest.
+
+    A driver says by `run` what its candidates depend on (key, bounds, budget, ...), and
+    each line keeps that. The last lines, if they are of the same run, are an interrupted
+    one that goes on: they are taken as they are asked for, so that the run repeats itself
+    exactly. All lines before them were paid for by others: they are samples from the
+    start.
     """
 
     def __init__(
@@ -32,37 +42,77 @@ class Recorder:
         problem: Problem,
         save_to: str | os.PathLike | None = None,
         *,
+        run: str | None = None,
+        keep_outputs: bool = False,
+        keep_jacobian: bool = False,
         progress: bool | None = None,
     ):
         """Open the record; nothing is evaluated yet.
 
         Args:
             problem: What to evaluate.
-            save_to: A file to append to and to go on from.
+            save_to: A file to append to and to go on from, which all processes can read.
+                Outputs and derivatives are kept in folders beside it, a file per merge.
+            run: What tells this run from others; None to take nothing from the file but
+                what is asked for.
+            keep_outputs: Whether to keep what the metrics of an `Evaluator` saw.
+            keep_jacobian: Whether to differentiate an `Evaluator` too, and keep that in
+                the place of outputs.
             progress: As in `Evaluator`.
 
         Raises:
-            ValueError: If the file is no such record, is damaged, or belongs to other
-                coefficients or tasks.
+            ValueError: If the file cannot be one, is no such record, is damaged, or
+                belongs to other names, directions, parameters or data.
         """
         self.problem = problem
         self.path = None if save_to is None else Path(save_to)
+        self.run = run
         self.progress = progress
         self.num_new = 0
+        self.shapes = problem.evaluate.output_shapes() if keep_outputs else None
+        self._kind: Kind = (
+            "both" if keep_outputs else "jacobian" if keep_jacobian else "scores"
+        )
+        if keep_jacobian:
+            num_tasks = len(problem.task_names or ())
+            shape = (num_tasks, problem.num_coefficients)
+            self.shapes = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
+        self._outputs: dict[bytes, list[np.ndarray]] = {}
         self._known: dict[bytes, np.ndarray] = {}
         self._asked: dict[bytes, None] = {}
         self._dtype = np.dtype(jnp.zeros(()).dtype)
-        if self.path is not None and self.path.exists():
-            self._load(self.path)
+        if self.path is not None:
+            check_path(self.path)
+            if self.path.exists():
+                self._load(self.path)
+        self.num_given = len(self._asked)
 
     @property
     def samples(self) -> Samples:
-        """Every evaluation asked for so far, in that order."""
+        """Those of other runs, in the order of the file, and those asked for since."""
         done = [key for key in self._asked if key in self._known]
         n, t = self.problem.num_coefficients, len(self.problem.task_names or ())
         coefficients = np.frombuffer(b"".join(done), self._dtype).reshape(-1, n)
         scores = np.array([self._known[key] for key in done], self._dtype).reshape(-1, t)
         return Samples(jnp.asarray(coefficients), jnp.asarray(scores))
+
+    def outputs(self) -> list[PyTree]:
+        """Give what the metrics saw, `[samples, examples, ...]` for each task."""
+        assert self.shapes is not None
+        each = [self._outputs[key] for key in self._asked if key in self._known]
+        shapes, structure = jax.tree.flatten(self.shapes)
+        leaves = [
+            np.array([outputs[i] for outputs in each]).reshape(-1, *x.shape)
+            for i, x in enumerate(shapes)
+        ]
+        tree = jax.tree.unflatten(structure, leaves)
+        return [tree[name] for name in self.problem.task_names or ()]
+
+    def jacobian(self) -> np.ndarray:
+        """Give the derivatives, `[samples, tasks, coefficients]`."""
+        assert self.shapes is not None
+        each = [self._outputs[key][0] for key in self._asked if key in self._known]
+        return np.array(each, self._dtype).reshape(-1, *self.shapes.shape)
 
     def __call__(self, coefficients: Any) -> jax.Array:
         """Score candidates `[candidates, coefficients]`, taking known ones from the record.
@@ -77,18 +127,18 @@ class Recorder:
         keys = [row.tobytes() for row in rows]
         first = {key: row for key, row in zip(keys, rows, strict=True)}
         self._asked |= dict.fromkeys(keys)
-        todo = [(key, row) for key, row in first.items() if key not in self._known]
+        todo = [(key, row) for key, row in first.items() if not self._has(key)]
         grain = 1
         if isinstance(self.problem.evaluate, Evaluator) and todo:
-            grain = self.problem.evaluate.candidates_per_call
+            grain = self.problem.evaluate.program(self._kind).num_candidates
         size, done = grain, 0
         with progress_bar("Evaluating merges", len(todo), show=self.progress) as advance:
             while done < len(todo):
                 part = todo[done : done + size]
                 begun = time.monotonic()
-                scores = self._scores(np.stack([row for _, row in part]))
+                scores, outputs = self._scores(np.stack([row for _, row in part]))
                 seconds = time.monotonic() - begun
-                self._save(part, scores)
+                self._save(part, scores, outputs)
                 done += len(part)
                 self.num_new += len(part)
                 advance(len(part))
@@ -96,9 +146,26 @@ class Recorder:
                 size = max(grain, int(size * grow) // grain * grain)
         return jnp.asarray(np.stack([self._known[key] for key in keys]))
 
-    def _scores(self, candidates: np.ndarray) -> np.ndarray:
+    def _has(self, key: bytes) -> bool:
+        if key not in self._known or self.shapes is None:
+            return key in self._known
+        if key not in self._outputs and self.path is not None:
+            shapes = [x.shape for x in jax.tree.leaves(self.shapes)]
+            found = load_outputs(self._folder(self.path), key, shapes)
+            if found is not None:
+                self._outputs[key] = found
+        return key in self._outputs
+
+    def _scores(self, candidates: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        outputs = None
         try:
-            if isinstance(self.problem.evaluate, Evaluator):
+            if self._kind == "both":
+                both = self.problem.evaluate.scores_and_outputs(candidates, progress=False)
+                raw, outputs = both
+            elif self._kind == "jacobian":
+                both = self.problem.evaluate.value_and_jacobian(candidates, progress=False)
+                raw, outputs = both
+            elif isinstance(self.problem.evaluate, Evaluator):
                 raw = self.problem.evaluate(candidates, progress=False)
             else:
                 raw = self.problem.evaluate(jnp.asarray(candidates))
@@ -112,6 +179,11 @@ class Recorder:
             raise
         scores = np.asarray(raw)
         given, tasks = scores.shape, self.problem.task_names
+        if not _is_real(scores.dtype):
+            raise ValueError(
+                f"`evaluate` returned scores of dtype {scores.dtype}, but must return real "
+                "numbers, NaN for a merge that failed."
+            )
         if scores.ndim != 2 or len(scores) != len(candidates) or given[1] < 1:
             raise ValueError(
                 f"`evaluate` was given coefficients of shape {candidates.shape} and returned "
@@ -126,62 +198,110 @@ class Recorder:
                 f"`evaluate` returned scores of shape {given} for {len(tasks)} tasks {tasks}: "
                 "it must return one column per task."
             )
-        return scores.astype(self._dtype)
+        return scores.astype(self._dtype), [_wide(x) for x in jax.tree.leaves(outputs)]
 
-    def _save(self, part: list[tuple[bytes, np.ndarray]], scores: np.ndarray) -> None:
-        for (key, _), score in zip(part, scores, strict=True):
-            self._known[key] = score
+    def _save(
+        self,
+        part: list[tuple[bytes, np.ndarray]],
+        scores: np.ndarray,
+        outputs: list[np.ndarray],
+    ) -> None:
+        for i, (key, _) in enumerate(part):
+            self._known[key] = scores[i]
+            if self.shapes is not None:
+                self._outputs[key] = [leaf[i] for leaf in outputs]
         if self.path is None or jax.process_index() != 0:
             return
-        new = not self.path.exists()
+        # Outputs first: a sample that is on record has them.
+        for key, _ in part if self.shapes is not None else ():
+            save_outputs(self._folder(self.path), key, self._outputs[key])
+        new = not self.path.exists() or self.path.stat().st_size == 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             if new:
                 file.write(json.dumps(self._header()) + "\n")
             for (_, row), score in zip(part, scores, strict=True):
                 line = {"coefficients": row.tolist(), "scores": score.tolist()}
+                if self.run is not None:
+                    line["run"] = self.run
                 file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
+    def _folder(self, path: Path) -> Path:
+        kind = "jacobian" if self._kind == "jacobian" else "outputs"
+        return path.with_name(f"{path.name}.{kind}")
+
     def _header(self) -> dict[str, Any]:
+        problem = self.problem
+        known = isinstance(problem.evaluate, Evaluator)
+        found = problem.evaluate.fingerprint() if known else {}
         return {
             "format": _FORMAT,
-            "num_coefficients": self.problem.num_coefficients,
-            "task_names": list(self.problem.task_names or ()),
+            "coefficient_names": list(problem.coefficient_names),
+            "task_names": list(problem.task_names or ()),
+            "directions": list(problem.directions),
+            "num_examples": problem.num_examples and list(problem.num_examples),
+            "parameters": found.get("parameters"),
+            "data": found.get("data"),
         }
 
     def _load(self, path: Path) -> None:
-        whole = path.read_bytes()
-        intact = whole[: whole.rfind(b"\n") + 1]  # a kill can cut the last line short
-        lines = intact.decode(errors="replace").splitlines()
-        try:
-            found = json.loads(lines[0]) if lines else self._header()
-            assert found["format"] == _FORMAT
-        except (ValueError, AssertionError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"`save_to` names {path}, which is not a record of samples. Pass a new path."
-            ) from error
-        if self.problem.task_names is None and found["task_names"]:
-            self.problem = self.problem.with_tasks(tuple(found["task_names"]))
-        expected = self._header()
-        if found != expected:
-            raise ValueError(
-                f"`save_to` names {path}, which holds samples of another problem "
-                f"({found}, not {expected}). Pass a new path or delete the file."
-            )
-        for number, line in enumerate(lines[1:], start=2):
+        found, lines, size = read_lines(path, _FORMAT)
+        if found is not None:
+            if self.problem.task_names is None and found["task_names"]:
+                self.problem = self.problem.with_tasks(tuple(found["task_names"]))
+            expected = self._header()
+            if found != expected:
+                raise ValueError(
+                    f"`save_to` names {path}, which holds samples of another problem: "
+                    f"{_differences(found, expected)}. Pass a new path or delete the file."
+                )
+        runs = []
+        for number, line in enumerate(lines, start=2):
             try:
                 sample = json.loads(line)
                 row = np.asarray(sample["coefficients"], self._dtype)
                 score = np.asarray(sample["scores"], self._dtype)
                 assert row.shape == (self.problem.num_coefficients,)
-                assert score.shape == (len(found["task_names"]),)
+                assert score.shape == (len(self.problem.task_names or ()),)
             except (ValueError, AssertionError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"Line {number} of {path} is damaged. Delete that line to go on from "
                     "the others."
                 ) from error
             self._known[row.tobytes()] = score
-        if len(intact) < len(whole):
-            os.truncate(path, len(intact))
+            runs.append((row.tobytes(), sample.get("run")))
+        while runs and runs[-1][1] == self.run:
+            runs.pop()
+        if self.run is not None:
+            self._asked = {key: None for key, _ in runs if self._has(key)}
+        if size < path.stat().st_size and jax.process_index() == 0:
+            os.truncate(path, size)
+
+
+def _differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Say in what two headers differ, the plainest first."""
+    names = [name for name in expected if found.get(name) != expected[name]]
+    words = [
+        f"`{name}` are {found.get(name)} there and {expected[name]} here"
+        for name in names
+        if name not in ("parameters", "data")
+    ]
+    if "parameters" in names:
+        words.append("the base or the task vectors there hold other numbers")
+    if "data" in names:
+        words.append("the examples there are others")
+    return "; ".join(words)
+
+
+def _is_real(dtype: Any) -> bool:
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
+def _wide(x: Any) -> np.ndarray:
+    """Bring outputs to the host, as float32 at least: NumPy cannot save bfloat16."""
+    return np.asarray(
+        x.astype(wide(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    )

@@ -39,7 +39,7 @@ class Task(eqx.Module):
         predict: Callable[..., Any],
         inputs: PyTree,
         targets: PyTree,
-        metric: Callable[..., Any] = metrics.accuracy,
+        metric: Any = metrics.accuracy,
         *,
         direction: str | None = None,
     ):
@@ -56,8 +56,8 @@ class Task(eqx.Module):
                 "maximize" for a plain function.
 
         Raises:
-            ValueError: If there are no examples, their numbers differ, or the direction
-                is unknown.
+            ValueError: If there are no examples, their numbers differ, the direction is
+                unknown, or the metric is no function.
         """
         if direction not in (None, "maximize", "minimize"):
             raise ValueError(
@@ -97,13 +97,35 @@ class Task(eqx.Module):
         targets, _ = _batches(self.targets, batch_size)
 
         def add(total: Array, batch: Any) -> tuple[Array, None]:
-            x, y, real = batch
-            values = self.metric.function(self.predict(params, x), y)
-            # `where`, not a product: padding that gives NaN must not count.
-            return total + jnp.sum(jnp.where(real, values, 0)), None
+            return total + self._sum(params, *batch), None
 
         total, _ = jax.lax.scan(add, jnp.zeros(()), (inputs, targets, mask))
         return total / self.num_examples
+
+    def value_and_gradient(self, params: PyTree, batch_size: int) -> tuple[Array, PyTree]:
+        """Score parameters and differentiate by those that are floating-point.
+
+        Where the metric allows, batch by batch, so that memory is that of one batch.
+        """
+        smooth, fixed = eqx.partition(params, eqx.is_inexact_array)
+
+        def value(smooth: PyTree, score: Callable[[PyTree], Array]) -> Array:
+            return score(eqx.combine(smooth, fixed))
+
+        value_and_gradient = jax.value_and_grad(value)
+        if not self.metric.per_example:
+            return value_and_gradient(smooth, lambda p: self.score(p, batch_size))
+        inputs, mask = _batches(self.inputs, batch_size)
+        targets, _ = _batches(self.targets, batch_size)
+
+        def add(total: PyTree, batch: Any) -> tuple[PyTree, None]:
+            return jax.tree.map(
+                jnp.add, total, value_and_gradient(smooth, lambda p: self._sum(p, *batch))
+            ), None
+
+        start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, smooth)
+        total, _ = jax.lax.scan(add, start, (inputs, targets, mask))
+        return jax.tree.map(lambda x: x / self.num_examples, total)
 
     def outputs(self, params: PyTree, batch_size: int) -> PyTree:
         """Predict every example: what the metric sees."""
@@ -112,6 +134,11 @@ class Task(eqx.Module):
         return jax.tree.map(
             lambda y: y.reshape(-1, *y.shape[2:])[: self.num_examples], stacked
         )
+
+    def _sum(self, params: PyTree, inputs: PyTree, targets: PyTree, real: Array) -> Array:
+        values = self.metric.function(self.predict(params, inputs), targets)
+        # `where`, not a product: padding that gives NaN must not count.
+        return jnp.sum(jnp.where(real, values, 0))
 
 
 def _batches(tree: PyTree, batch_size: int) -> tuple[PyTree, Array]:

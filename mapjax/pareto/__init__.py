@@ -8,6 +8,9 @@ from mapjax.pareto._dominance import crowding_distance as crowding_distance
 from mapjax.pareto._dominance import dominance_matrix as dominance_matrix
 from mapjax.pareto._dominance import non_dominated as non_dominated
 from mapjax.pareto._dominance import non_dominated_ranks as non_dominated_ranks
+from mapjax.pareto._dominance import (
+    probability_non_dominated as probability_non_dominated,
+)
 from mapjax.pareto._hypervolume import hypervolume as hypervolume
 from mapjax.pareto._hypervolume import hypervolume_monte_carlo as hypervolume_monte_carlo
 from mapjax.pareto._indicators import coverage as coverage

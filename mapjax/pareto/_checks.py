@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -114,6 +115,30 @@ def as_preference(preference: Any, num_objectives: int) -> Float[Array, " object
                 "positive weight for at least one."
             )
     return weights
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Refuse what is not an int of at least `least`.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"`{name}` is {value!r}, but must be an int of at least {least}.")
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is not one typed key.
+
+    Raises:
+        ValueError: If it is a number, of the old kind, or several keys.
+    """
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed or key.ndim:
+        raise ValueError(
+            f"`key` is {key!r}, but must be one typed key; pass `jax.random.key(0)`, not a "
+            "number and not `jax.random.PRNGKey`."
+        )
 
 
 def check_pickable(scores: Float[Array, "points objectives"]) -> None:

@@ -2,13 +2,14 @@
 
 from functools import lru_cache
 from math import comb
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mapjax._types import PRNGKey
+from mapjax.pareto._checks import check_count, check_key
 
 _MOST = 10_000_000
 """Numbers a lattice may hold: a typo in `partitions` should not fill the memory."""
@@ -34,8 +35,8 @@ def das_dennis(num_objectives: int, partitions: int) -> Float[Array, "points obj
     References:
         Das and Dennis, *Normal-boundary intersection*, SIAM J. Optimization, 1998.
     """
-    _check_count("num_objectives", num_objectives, 2)
-    _check_count("partitions", partitions, 1)
+    check_count("num_objectives", num_objectives, 2)
+    check_count("partitions", partitions, 1)
     return jnp.asarray(_lattice(num_objectives, partitions))
 
 
@@ -67,16 +68,16 @@ def two_layer(
         Deb and Jain, *An evolutionary many-objective optimization algorithm using
         reference-point-based nondominated sorting approach, part I*, 2014 (section V-A).
     """
-    _check_count("num_objectives", num_objectives, 2)
-    _check_count("outer", outer, 1)
-    _check_count("inner", inner, 1)
+    check_count("num_objectives", num_objectives, 2)
+    check_count("outer", outer, 1)
+    check_count("inner", inner, 1)
     if not 0 < shrink < 1:
         raise ValueError(f"`shrink` is {shrink}, but must lie inside (0, 1); try 0.5.")
     return jnp.asarray(_two_lattices(num_objectives, outer, inner, shrink))
 
 
 def riesz_energy(
-    num_objectives: int, num_points: int, *, key: PRNGKey
+    num_objectives: int, num_points: int, *, key: Any
 ) -> Float[Array, "points objectives"]:
     """Spread any number of points over the simplex by their mutual repulsion.
 
@@ -89,13 +90,13 @@ def riesz_energy(
         num_objectives: How many objectives, at least 2.
         num_points: How many directions, at least 1. With fewer than `num_objectives`
             there is no room for the corners.
-        key: Draws the start.
+        key: A typed key, for the start.
 
     Returns:
         Exactly `num_points` directions, the corners first.
 
     Raises:
-        ValueError: If a count is too small.
+        ValueError: If a count is too small, or the key is not typed.
 
     Example:
         >>> import jax
@@ -106,8 +107,9 @@ def riesz_energy(
         Blank, Deb, Dhebar, Bandaru and Seada, *Generating well-spaced points on a unit
         simplex for evolutionary many-objective optimization*, 2021.
     """
-    _check_count("num_objectives", num_objectives, 2)
-    _check_count("num_points", num_points, 1)
+    check_count("num_objectives", num_objectives, 2)
+    check_count("num_points", num_points, 1)
+    check_key(key)
     seed = np.asarray(jax.random.bits(key, (4,))).tolist()
     return jnp.asarray(_repel(num_objectives, num_points, tuple(seed)))
 
@@ -138,8 +140,8 @@ def reference_directions(
         >>> reference_directions(8, 100).shape
         (100, 8)
     """
-    _check_count("num_objectives", num_objectives, 2)
-    _check_count("num_points", num_points, 1)
+    check_count("num_objectives", num_objectives, 2)
+    check_count("num_points", num_points, 1)
     return jnp.asarray(_choose(num_objectives, num_points))
 
 
@@ -236,8 +238,3 @@ def _project(points: np.ndarray) -> np.ndarray:
     excess = (np.cumsum(descending, axis=1) - 1) / np.arange(1, points.shape[1] + 1)
     kept = (descending > excess).sum(axis=1, keepdims=True)
     return np.maximum(points - np.take_along_axis(excess, kept - 1, axis=1), 0)
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"`{name}` is {value!r}, but must be an int of at least {least}.")

@@ -80,6 +80,40 @@ def _non_dominated(scores: Float[Array, "points objectives"]) -> Bool[Array, " p
     return ~dominated & ~jnp.any(jnp.isnan(scores), axis=-1)
 
 
+def probability_non_dominated(draws: ArrayLike) -> Float[Array, " points"]:
+    """Estimate how probable it is that no other point dominates a point.
+
+    Args:
+        draws: `[draws, points, objectives]`, minimised: objectives of all points, drawn
+            jointly from what is believed of them.
+
+    Returns:
+        The share of draws in which each point is non-dominated; NaN where a draw is.
+
+    Raises:
+        ValueError: If `draws` is not `[draws, points, objectives]`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> draws = jnp.array([[[0.0, 1.0], [1.0, 2.0]], [[0.0, 1.0], [1.0, 0.0]]])
+        >>> probability_non_dominated(draws).tolist()
+        [1.0, 0.5]
+    """
+    if jnp.ndim(draws) != 3 or 0 in jnp.shape(draws):
+        raise ValueError(
+            f"`draws` has shape {jnp.shape(draws)}, but must be [draws, points, objectives]."
+        )
+    return _probability_non_dominated(jnp.asarray(draws))
+
+
+@eqx.filter_jit
+def _probability_non_dominated(
+    draws: Float[Array, "draws points objectives"],
+) -> Float[Array, " points"]:
+    kept = jnp.mean(jax.lax.map(_non_dominated, draws), axis=0, dtype=draws.dtype)
+    return jnp.where(jnp.isnan(draws).any(axis=(0, 2)), jnp.nan, kept)
+
+
 def non_dominated_ranks(scores: ArrayLike) -> Int[Array, " points"]:
     """Number the fronts: 0 is the front, 1 the front of what is left without it, ...
 
@@ -149,8 +183,8 @@ def crowding_distance(
         Distances, at least 0, larger where points are sparse; 0 for a point with a NaN.
 
     Raises:
-        ValueError: If `scores` is not `[points, objectives]` or `ranks` does not have one
-            entry per point.
+        ValueError: If `scores` is not `[points, objectives]` or `ranks` is not one int per
+            point.
 
     Example:
         >>> import jax.numpy as jnp
@@ -164,12 +198,14 @@ def crowding_distance(
     points = as_points(scores)
     if ranks is None:
         ranks = jnp.zeros(points.shape[0], dtype=int)
-    if jnp.shape(ranks) != (points.shape[0],):
+    ranks = jnp.asarray(ranks)
+    integers = jnp.issubdtype(ranks.dtype, jnp.integer)
+    if ranks.shape != (points.shape[0],) or not integers:
         raise ValueError(
-            f"`ranks` has shape {jnp.shape(ranks)}, but there are {points.shape[0]} "
-            "points; pass `non_dominated_ranks(scores)`."
+            f"`ranks` has shape {ranks.shape} and dtype {ranks.dtype}, but must be one int "
+            f"for each of the {points.shape[0]} points; pass `non_dominated_ranks(scores)`."
         )
-    return _crowding_distance(points, jnp.asarray(ranks))
+    return _crowding_distance(points, ranks)
 
 
 @eqx.filter_jit

@@ -1,7 +1,7 @@
 """Hypervolume: exact up to six objectives, by Monte Carlo above."""
 
 from math import comb
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mapjax._types import ArrayLike, PRNGKey
-from mapjax.pareto._checks import as_points, as_vector, is_concrete
+from mapjax.pareto._checks import as_points, as_vector, check_key, is_concrete
 
 _MOST_OBJECTIVES = 6
 _MOST_NUMBERS = 100_000_000
@@ -29,7 +29,8 @@ def hypervolume(scores: ArrayLike, reference: ArrayLike) -> Float[Array, ""]:
     The area is a sum over the boxes that partition what is not dominated yet, kept up to
     date as local upper bounds.
 
-    Jitted for a shape, and vmappable. On one CPU core: 1 ms for 100 points and 3
+    Jitted for a shape, vmappable, and differentiable in forward mode (`jax.jacfwd`), not in
+    reverse. On one CPU core: 1 ms for 100 points and 3
     objectives, 2 ms for 4, 4 ms for 5, 10 ms for 6; at 6, 200 points take 0.06 s and 400
     take 0.7 s. Memory grows with points to the power `(objectives - 1) // 2`.
 
@@ -188,20 +189,21 @@ def hypervolume_monte_carlo(
     scores: ArrayLike,
     reference: ArrayLike,
     *,
-    key: PRNGKey,
+    key: Any,
     num_samples: int | Int[Array, ""] = 100_000,
     ideal: ArrayLike | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Estimate the hypervolume for any number of objectives, with a standard error.
 
     The share of uniform samples of the box between `ideal` and `reference` that some point
-    weakly dominates, times the volume of the box.
+    weakly dominates, times the volume of the box. A derivative in the scores would be
+    wrong, since samples are counted.
 
     Args:
         scores: `[points, objectives]`, minimised. Points with a NaN or infinite score, and
             points that are not below the reference in all objectives, add nothing.
         reference: The finite corner that bounds the volume, one number per objective.
-        key: Draws the samples.
+        key: A typed key, for the samples.
         num_samples: How many, at least 2. Time grows with `num_samples x points`, memory
             does not.
         ideal: The best corner of the sampled box; volume outside of the box is not
@@ -213,7 +215,7 @@ def hypervolume_monte_carlo(
 
     Raises:
         ValueError: If a shape is wrong, a corner is not finite, `ideal` is not below
-            `reference`, or `num_samples` is too small.
+            `reference`, `num_samples` is too small, or the key is not typed.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -228,6 +230,7 @@ def hypervolume_monte_carlo(
         Bader and Zitzler, *HypE: an algorithm for fast hypervolume-based many-objective
         optimization*, Evolutionary Computation, 2011.
     """
+    check_key(key)
     points = as_points(scores)
     corner = as_vector(reference, points.shape[1], "reference").astype(points.dtype)
     samples = jnp.asarray(num_samples)

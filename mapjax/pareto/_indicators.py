@@ -157,12 +157,20 @@ def _mean_to_nearest(
 ) -> Float[Array, ""]:
     reachable = _finite(targets)
 
-    def to_nearest(origin):
-        distance = jnp.sqrt(jnp.sum(gap(origin, targets) ** 2, axis=-1))
-        return jnp.min(jnp.where(reachable, distance, jnp.inf))
-
-    distances = jax.lax.map(to_nearest, origins, batch_size=_BLOCK)
     counted = _finite(origins)
+    # Rows left out are set to 0 before anything is computed: a NaN would spread to every
+    # gradient.
+    origins = jnp.where(counted[:, None], origins, 0)
+    targets = jnp.where(reachable[:, None], targets, 0)
+
+    def to_nearest(origin):
+        square = jnp.sum(gap(origin, targets) ** 2, axis=-1)
+        return jnp.min(jnp.where(reachable, square, jnp.inf))
+
+    squares = jax.lax.map(to_nearest, origins, batch_size=_BLOCK)
+    # The root has no slope at 0, where points meet: 0 is its subgradient there.
+    apart = squares > 0
+    distances = jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1)), 0)
     num_counted = jnp.sum(counted)
     mean = jnp.sum(jnp.where(counted, distances, 0)) / jnp.maximum(num_counted, 1)
     return jnp.where(num_counted > 0, mean, jnp.inf)

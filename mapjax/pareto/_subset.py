@@ -7,14 +7,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mapjax._types import ArrayLike
-from mapjax.pareto._checks import as_points
+from mapjax.pareto._checks import as_points, check_count
 
 
 def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:
     """Choose points that are far apart, the best of each objective first.
 
     Farthest-point selection on objectives scaled to [0, 1]: a 2-approximation of the
-    subset that covers the set best.
+    subset that covers the set best. How many there are depends on the scores, so this is
+    not for use under a transform.
 
     Args:
         scores: `[points, objectives]`, minimised.
@@ -24,7 +25,8 @@ def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:
         Distinct indices, as many as asked for or as there are finite points.
 
     Raises:
-        ValueError: If `num_points` is below 1.
+        ValueError: If `num_points` is not an int of at least 1, or `scores` is not
+            `[points, objectives]`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -36,8 +38,7 @@ def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:
         Gonzalez, *Clustering to minimize the maximum intercluster distance*, Theoretical
         Computer Science 38, 1985.
     """
-    if num_points < 1:
-        raise ValueError(f"`num_points` is {num_points}, but must be at least 1.")
+    check_count("num_points", num_points, 1)
     points = np.asarray(as_points(scores))
     complete = np.isfinite(points).all(axis=1)
     count = min(num_points, int(np.sum(complete)))

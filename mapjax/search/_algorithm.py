@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int
 from mapjax._types import PRNGKey
 from mapjax.search._checks import check_count, check_num_objectives, check_shape
 
+_LARGEST_ROOT = np.floor(np.sqrt(np.iinfo(np.int32).max))
+"""Up to here the square of a number of coefficients is an int32."""
+
 
 @struct.dataclass
 class State(BaseState):
@@ -50,7 +53,14 @@ class MultiObjectiveAlgorithm(PopulationBasedAlgorithm):
         check_count("population_size", population_size, 2)
         check_count("num_coefficients", num_coefficients, 1)
         check_num_objectives(num_objectives)
-        super().__init__(population_size, np.zeros(num_coefficients, np.float32))
+        solution = np.zeros(num_coefficients, np.float32)
+        # evosax computes two attributes with JAX, which would compile five small programs:
+        # a tenth of the first search. Traced instead, they are set here.
+        jax.eval_shape(
+            lambda: PopulationBasedAlgorithm.__init__(self, population_size, solution)
+        )
+        self.solution_flat = solution
+        self.max_num_dims_sq = np.minimum(num_coefficients, _LARGEST_ROOT)
         self.num_objectives = num_objectives
 
     def _configuration(self) -> tuple:

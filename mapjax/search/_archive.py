@@ -47,7 +47,7 @@ class Archive(eqx.Module):
         coefficients: Float[Array, "population coefficients"],
         scores: Float[Array, "population objectives"],
         *,
-        weights: Float[Array, "points objectives"],
+        weights: Float[Array, "objectives points"],
         ideal: Float[Array, " objectives"],
         nadir: Float[Array, " objectives"],
     ) -> "Archive":
@@ -56,13 +56,13 @@ class Archive(eqx.Module):
         Args:
             coefficients: Of the new points.
             scores: Without NaN; infinite where an evaluation failed.
-            weights: Above zero, one vector for each place in the archive.
+            weights: Above zero, one column for each place in the archive.
             ideal: The ideal point.
             nadir: The nadir point; with the ideal point it makes objectives comparable.
         """
         width = jnp.where(nadir > ideal, nadir - ideal, 1)
-        mine = jnp.max((self.scores - ideal) / width * weights, axis=1)
-        theirs = max_product((scores - ideal) / width, weights.T)
+        mine = jnp.max((self.scores - ideal) / width * weights.T, axis=1)
+        theirs = max_product((scores - ideal) / width, weights)
         best = jnp.min(theirs, axis=0)
         # On CPUs an argmin takes three times as long as a minimum and a search for it.
         index = jnp.arange(len(scores), dtype=scores.dtype)[:, None]

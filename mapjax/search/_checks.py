@@ -77,6 +77,25 @@ def read_bounds(
     return lower, upper
 
 
+def read_start(start: Any, num_coefficients: int) -> np.ndarray:
+    """Return points to begin from.
+
+    Raises:
+        ValueError: If they are not `[points, coefficients]` and finite.
+    """
+    array = np.asarray(start)
+    if (
+        array.ndim != 2
+        or array.shape[1] != num_coefficients
+        or not np.isfinite(array).all()
+    ):
+        raise ValueError(
+            f"`start` has shape {array.shape}, but must be finite points [points, "
+            f"{num_coefficients} coefficients]."
+        )
+    return array
+
+
 def read_directions(
     directions: Any, num_objectives: int, name: str = "reference_directions"
 ) -> np.ndarray:

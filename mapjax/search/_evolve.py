@@ -13,7 +13,13 @@ from mapjax._result import Front
 from mapjax._types import ArrayLike
 from mapjax.search._algorithm import MultiObjectiveAlgorithm, without_failures
 from mapjax.search._archive import Archive, archive_weights
-from mapjax.search._checks import check_count, evaluate_all, key_words, read_bounds
+from mapjax.search._checks import (
+    check_count,
+    evaluate_all,
+    key_words,
+    read_bounds,
+    read_start,
+)
 from mapjax.search._compile import quick_jit
 from mapjax.search._distinct import distinct_front
 
@@ -27,10 +33,12 @@ def evolve(
     key: Array,
     params: Any = None,
     archive_size: int = 200,
+    start: ArrayLike | None = None,
 ) -> Front:
     """Search for the coefficients whose objectives no others dominate.
 
-    The first generation is drawn uniformly from the box, each further one by the search:
+    The first generation is drawn uniformly from the box, `start` aside, each further one
+    by the search:
     `num_generations * search.population_size` evaluations, in one jitted scan. The result
     is what is non-dominated among the last population and an archive, which holds the best
     point ever seen for each of many weights.
@@ -48,6 +56,8 @@ def evolve(
         key: A typed key, which draws everything.
         params: Numbers of the search; None takes `search.default_params`.
         archive_size: Points in the archive, at least 1.
+        start: Points `[points, coefficients]` to begin from; the first generation takes
+            as many of them as it has room for.
 
     Returns:
         Distinct non-dominated points, with objectives as `scores`, sorted by the first
@@ -82,14 +92,18 @@ def evolve(
 
     # On the host, where nothing of this has to be compiled.
     random = np.random.default_rng(key_words(key))
-    start = random.random((size, num), dtype)
+    first = random.random((size, num), dtype)
+    if start is not None:
+        given = read_start(start, num)[:size]
+        first[: len(given)] = np.clip((given - lower) / width, 0, 1)
     words = random.integers(2**32, size=(num_generations, 2, 2), dtype=np.uint32)
-    weights = archive_weights(search.num_objectives, archive_size).astype(dtype)
+    # In columns, as the archive reads them.
+    weights = archive_weights(search.num_objectives, archive_size).T.astype(dtype, "C")
     if params is None:
         params = search.default_params
 
     unit, scores = jax.device_get(
-        quick_jit(_evolve)(objective, search, params, start, words, weights, lower, width)
+        quick_jit(_evolve)(objective, search, params, first, words, weights, lower, width)
     )
     return distinct_front(lower + unit * width, scores)
 
@@ -100,7 +114,7 @@ def _evolve(
     params: Any,
     start: Float[ArrayLike, "population coefficients"],
     words: UInt32[ArrayLike, "generations 2 2"],
-    weights: Float[ArrayLike, "archive objectives"],
+    weights: Float[ArrayLike, "objectives archive"],
     lower: Float[ArrayLike, " coefficients"],
     width: Float[ArrayLike, " coefficients"],
 ) -> tuple[Float[Array, "points coefficients"], Float[Array, "points objectives"]]:
@@ -116,8 +130,8 @@ def _evolve(
     state = search.init(keys[0, 0], start, failed, params)
 
     archive = Archive(
-        jnp.zeros((len(weights), start.shape[1]), start.dtype),
-        jnp.full(weights.shape, jnp.inf, start.dtype),
+        jnp.zeros((weights.shape[1], start.shape[1]), start.dtype),
+        jnp.full(weights.shape[::-1], jnp.inf, start.dtype),
     )
 
     def generation(carry, keys):

@@ -23,31 +23,24 @@ def leading_fronts(
         last front that was.
     """
     num_points = columns.shape[1]
-    total = jnp.sum(columns, axis=0)
-    # A last point that all others dominate: its count says how many are not ranked yet.
-    worst = jnp.full((len(columns) + 1, 1), jnp.inf, columns.dtype)
-    rows = jnp.concatenate([jnp.concatenate([columns, total[None]]), worst], axis=1)
-
-    no_worse = jnp.all(rows[:-1, :, None] <= rows[:-1, None, :], axis=0)
     # Of two points of which one is no worse, that one has the lower sum, or they are equal.
-    total, place = rows[-1], jnp.arange(num_points + 1)
-    equal_but_first = (total[:, None] == total[None, :]) & (place[:, None] < place)
-    dominates = no_worse & ((total[:, None] < total[None, :]) | equal_but_first)
-    matrix = dominates.astype(jnp.float32)  # Sums of ones, exact up to 2^24.
+    total, place = jnp.sum(columns, axis=0), jnp.arange(num_points)
+    equal_but_first = (total[:, None] == total) & (place[:, None] < place)
+    dominates = (total[:, None] < total) | equal_but_first
+    for row in jax.lax.split(columns, (1,) * len(columns)):
+        dominates &= row >= row.T
+    matrix = jnp.where(dominates, 1.0, 0.0)  # Sums of ones are exact.
 
     def unfinished(state):
-        _, _, counts = state
-        return counts[-1] > num_points - quota
+        _, _, left = state
+        return jnp.sum(left) > num_points - quota
 
     def peel(state):
-        rank, ranks, counts = state
-        front = counts == 0
-        members = front.astype(matrix.dtype)
-        ranks = jnp.where(front, rank, ranks)
-        # Members go below zero, where no later front brings them back.
-        return rank + 1, ranks, counts - members @ matrix - members
+        rank, ranks, left = state
+        front = (left > 0) & (left @ matrix == 0)
+        return rank + 1, jnp.where(front, rank, ranks), jnp.where(front, 0, left)
 
-    unranked = jnp.full(num_points + 1, num_points)
-    start = (jnp.array(0), unranked, jnp.sum(matrix, axis=0))
+    unranked = jnp.full(num_points, num_points)
+    start = (jnp.array(0), unranked, jnp.ones(num_points, matrix.dtype))
     after_last, ranks, _ = jax.lax.while_loop(unfinished, peel, start)
-    return ranks[:-1], after_last - 1
+    return ranks, after_last - 1

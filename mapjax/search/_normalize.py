@@ -82,10 +82,12 @@ def _solve_ones(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:
     least = _LEAST_PIVOT * jnp.max(jnp.abs(matrix))
 
     def eliminate(step, system):
-        row, column = system[step], system[:, step]
-        found = jnp.abs(column[step]) > least
-        row = jnp.where(found, row / jnp.where(found, column[step], 1), 0)
-        cleared = system - column[:, None] * row
+        row = jax.lax.dynamic_index_in_dim(system, step)
+        column = jax.lax.dynamic_index_in_dim(system, step, axis=1)
+        pivot = jax.lax.dynamic_index_in_dim(column, step)
+        found = jnp.abs(pivot) > least
+        row = jnp.where(found, row / jnp.where(found, pivot, 1), 0)
+        cleared = system - column * row
         return jnp.where((jnp.arange(num) == step)[:, None], row, cleared)
 
     system = jnp.concatenate([matrix, jnp.ones((num, 1), matrix.dtype)], axis=1)

@@ -140,8 +140,8 @@ class NSGA3(MultiObjectiveAlgorithm):
     ) -> NSGA3State:
         # Offspring first: of identical points, the first is kept.
         population = jnp.concatenate([population, state.population])
-        fitness = jnp.concatenate([fitness, state.fitness])
-        columns, dtype = fitness.T, fitness.dtype
+        columns = jnp.concatenate([fitness.T, state.fitness.T], axis=1)
+        dtype = columns.dtype
 
         ranks, last = leading_fronts(columns, self.population_size)
         front = ranks == 0
@@ -163,7 +163,7 @@ class NSGA3(MultiObjectiveAlgorithm):
         survivors = jax.lax.top_k(-turn, self.population_size)[1]
         return state.replace(
             population=population[survivors],
-            fitness=fitness[survivors],
+            fitness=columns[:, survivors].T,
             ideal=ideal,
             nadir=ideal + width,
             extreme=extreme,

@@ -17,9 +17,10 @@ def max_product(
 
     Without NaN. Let the columns be the longer side: they are what XLA vectorises over.
     """
-    largest = rows[:, 0, None] * columns[0]
-    for k in range(1, len(columns)):
-        product = rows[:, k, None] * columns[k]
+    parts = (1,) * len(columns)
+    pairs = zip(jax.lax.split(rows, parts, 1), jax.lax.split(columns, parts), strict=True)
+    largest, *products = (column * row for column, row in pairs)
+    for product in products:
         # A maximum would look for NaN, which takes three times as long.
         largest = jnp.where(largest > product, largest, product)
     return largest

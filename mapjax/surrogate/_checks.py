@@ -137,6 +137,19 @@ def check_weights(weights: Any, shape: tuple[int, int]) -> np.ndarray:
     return w.reshape(shape[0], -1)
 
 
+def check_jacobian(jacobian: Any, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return which gradients are known, `[samples, tasks]`, or say what is wrong."""
+    if jacobian is None:
+        return np.zeros(shape[:2], bool)
+    given = np.asarray(jacobian)
+    if given.shape != shape:
+        raise ValueError(
+            f"`jacobian` has shape {given.shape}, expected {shape}: [samples, tasks, "
+            "coefficients]. Fill with NaN the samples that have no gradient."
+        )
+    return np.asarray(np.isfinite(given.astype(np.float64)).all(axis=2))
+
+
 def check_ridge(ridge: Any) -> None:
     """Refuse what is neither a name nor a penalty."""
     if isinstance(ridge, str):

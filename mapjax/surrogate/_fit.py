@@ -1,11 +1,14 @@
 """The computation of a fit: closed form, fixed shapes, for use under jit and vmap."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax.surrogate._gradient_rows import append_gradients, gradient_features
 from mapjax.surrogate._least_squares import HIGHEST, Factorization, factorise, leave_one_out
 from mapjax.surrogate._links import delta_weights, per_task
 from mapjax.surrogate._quadratic import Quadratic, curvature_of, quadratic_features
@@ -27,6 +30,8 @@ def fit(
     width: Float[Array, " tasks"],
     margin: Float[Array, " tasks"],
     penalties: Float[Array, " penalties"],
+    jacobian: Float[Array, "samples tasks coefficients"] | None = None,
+    importance: Float[Array, ""] | None = None,
     *,
     links: tuple[str, ...],
     shared: bool,
@@ -45,6 +50,9 @@ def fit(
         width: Highest score minus lowest for sigmoid links, else 1.
         margin: How close a unit score comes to a bound.
         penalties: In descending order, zero last; a single one is taken as it is.
+        jacobian: Derivatives of the scores, or None; NaN where there are none.
+        importance: Weight of a derivative by a standardised coefficient, that of the
+            score itself being one.
         links: Name of each task's link.
         shared: Whether all tasks have the same weights, link included, so that one
             factorisation serves them all.
@@ -60,32 +68,46 @@ def fit(
     scores = jnp.where(weights > 0, scores, centre)
 
     shift, scale, z = _standardise(coefficients, jnp.any(weights > 0, axis=1))
-    features = quadratic_features(z)
-    stiffness = jnp.ones(features.shape[1], z.dtype).at[num_coefficients:].set(STIFFNESS)
+    features = quadratic_features(z)[:, None]
+    stiffness = jnp.ones(features.shape[2], z.dtype).at[num_coefficients:].set(STIFFNESS)
     unit = per_task(links, "clip", (scores - lower) / width, margin)
     targets = per_task(links, "inverse", unit)
     precision = weights * delta_weights(links, unit)
+    targets, precision = targets[:, None], precision[:, None]
+    if jacobian is not None and importance is not None:
+        # A clipped score is not where its derivative was taken.
+        clipped = jnp.abs(unit - (scores - lower) / width) > 0
+        slope = width * per_task(links, "slope", unit)
+        derivatives = jacobian / jnp.where(clipped, jnp.nan, slope)[..., None] * scale
+        features = jnp.concatenate([features, gradient_features(z)], axis=1)
+        targets, precision = append_gradients(targets, precision, derivatives, importance)
 
     if shared:
-        axis, factorization = None, factorise(features, precision[:, 0], stiffness)
+        axis, factorization = None, factorise(features, precision[..., 0], stiffness)
     else:
-        by_task = jax.vmap(factorise, in_axes=(None, 1, None))
+        by_task = jax.vmap(factorise, in_axes=(None, -1, None))
         axis, factorization = 0, by_task(features, precision, stiffness)
-    tasks = jax.vmap(leave_one_out, in_axes=(axis, None, 1, None), out_axes=-1)
-    grid = jax.vmap(tasks, in_axes=(None, None, None, 0))
-    slopes, fitted, left_out, freedom = grid(factorization, features, targets, penalties)
+    tasks = jax.vmap(leave_one_out, in_axes=(axis, None, -1, None), out_axes=-1)
+
+    def grid(penalty):
+        return tasks(factorization, features, targets, penalty)
+
+    # With derivatives, all penalties at once would take too much memory.
+    each = jax.vmap(grid) if jacobian is None else partial(jax.lax.map, grid)
+    slopes, fitted, left_out, freedom = each(penalties)
 
     def score_error(latent):
         residual = scores - lower - width * per_task(links, "forward", latent)
         return jnp.sum(weights * residual**2, axis=-2)
 
-    error, left_out_error = score_error(fitted), score_error(left_out)
-    determined = factorization.rank == features.shape[1] + 1
+    error, left_out_error = score_error(fitted[:, :, 0]), score_error(left_out)
+    determined = factorization.rank == features.shape[2] + 1
     best = _choose(left_out_error, determined, keep_zero=keep_zero)
     chosen = (best, ..., jnp.arange(len(links)))
 
-    free = jnp.sum(weights > 0, axis=0) - freedom[chosen]
-    residual = jnp.sum(precision * (targets - fitted[chosen].T) ** 2, axis=0)
+    free = jnp.sum(precision > 0, axis=(0, 1)) - freedom[chosen]
+    away = targets - jnp.moveaxis(fitted[chosen], 0, -1)
+    residual = jnp.sum(precision * away**2, axis=(0, 1))
     noise = jnp.where(free > 0.5, residual / jnp.where(free > 0.5, free, 1.0), jnp.nan)
 
     variation = jnp.sum(weights * (scores - centre) ** 2, axis=0)
@@ -103,8 +125,9 @@ def fit(
         shift=shift,
         scale=scale,
         **describe(
-            factorization, slopes[chosen], targets, penalties[best], num_coefficients
+            factorization, slopes[chosen], targets[:, 0], penalties[best], num_coefficients
         ),
+        left_out=lower + width * per_task(links, "forward", left_out[chosen].T),
         noise=jnp.sqrt(noise),
         ridge=penalties[best],
         r2=explained(error[chosen]),
@@ -147,7 +170,7 @@ def _describe(
     squared = f.singular**2 + penalty
     root = jnp.where(squared > 0, jax.lax.rsqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
     return dict(
-        intercept=jnp.vdot(f.share, targets, precision=HIGHEST)
+        intercept=jnp.vdot(f.share[:, 0], targets, precision=HIGHEST)
         - jnp.vdot(f.mean, beta, precision=HIGHEST),
         slope=beta[:num_coefficients],
         curvature=curvature_of(beta[num_coefficients:], num_coefficients),

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from mapjax._types import ArrayLike
 from mapjax.surrogate._checks import (
     check_bounds,
+    check_jacobian,
     check_links,
     check_num_examples,
     check_range,
@@ -17,6 +19,8 @@ from mapjax.surrogate._checks import (
     check_weights,
 )
 from mapjax.surrogate._fit import PENALTIES, fit
+from mapjax.surrogate._fit_gradient import IMPORTANCES, fit_gradient
+from mapjax.surrogate._gradient_rows import num_determined
 from mapjax.surrogate._quadratic import Quadratic
 
 PerTask = int | float | None | Sequence[int | float | None] | ArrayLike
@@ -32,6 +36,7 @@ def fit_quadratic(
     num_examples: PerTask | None = None,
     weights: ArrayLike | None = None,
     ridge: int | float | str | None = None,
+    jacobian: ArrayLike | None = None,
 ) -> Quadratic:
     r"""Fit $g(e + b \cdot c + \frac12 c^\top A c)$ to every task's scores.
 
@@ -40,6 +45,14 @@ def fit_quadratic(
     inverse of their variance there (delta method). Coefficients and features are centred
     and scaled and decomposed by singular values, once for all tasks where these share
     weights (identity links, no score missing), else once per task.
+
+    With a Jacobian, its rows join those least squares, linked by the chain rule and
+    weighted by the delta method too. A sample then says up to $N + 1$ things at once, and
+    base and experts alone determine the quadratic: no fewer than $N + 1$ samples do,
+    since two values and the two slopes between them are tied for any quadratic. What a
+    quadratic cannot follow has slopes $1 / \gamma$ times as variable as its values, per
+    standard deviation of a coefficient; each task takes the $\gamma$ of 10, 1, 0.1 and 0 (no
+    derivatives) with the least leave-one-out error of its scores, whole samples left out.
 
     Args:
         coefficients: One evaluated merge per row, `[samples, coefficients]`.
@@ -60,6 +73,9 @@ def fit_quadratic(
             `"auto"` chooses from $10^{-5}$ to $10^{-1}$, and 0 where $p$ samples
             determine the quadratic, by leave-one-out error of the scores. None is 0 where
             they determine it, else as `"auto"`.
+        jacobian: Derivatives of the scores, `[samples, tasks, coefficients]`, as
+            `Evaluator.value_and_jacobian` gives them. NaN where there are none. Those of
+            scores too near a bound for their link are left out.
 
     Returns:
         The surrogate, in float32 or wider.
@@ -67,11 +83,11 @@ def fit_quadratic(
     Raises:
         ValueError: If the arrays are not two-dimensional or differ in rows, a coefficient
             is not finite, a task has no finite score, a link is unknown, a score is
-            outside the range of its link, bounds are reversed or missing, or weights,
-            counts or penalty are negative.
+            outside the range of its link, bounds are reversed or missing, weights,
+            counts or penalty are negative, or the Jacobian has another shape.
 
     Warns:
-        UserWarning: If a task has fewer than $p$ usable scores and `ridge` is None.
+        UserWarning: If a task has too few usable scores and `ridge` is None.
 
     Example:
         >>> import numpy as np
@@ -97,17 +113,20 @@ def fit_quadratic(
     check_ridge(ridge)
 
     missing = ~np.isfinite(s)
-    usable = int(np.min(np.sum((w > 0) & ~missing, axis=0)))
+    counts = (w > 0) & ~missing
+    known = check_jacobian(jacobian, (*s.shape, c.shape[1])) & counts
+    usable = int(np.min(np.sum(counts, axis=0)))
+    told = int(np.min(num_determined(counts.sum(0), known.sum(0), c.shape[1])))
     needed = (c.shape[1] + 1) * (c.shape[1] + 2) // 2
     if usable == 0:
         raise ValueError(
             "`weights` are zero for every finite score of a task, so there is nothing to "
             "fit. Pass a positive weight for one."
         )
-    if usable < needed and ridge is None:
+    if told < needed and ridge is None:
         warnings.warn(
             f"A quadratic of {c.shape[1]} coefficients has {needed} unknowns, but there "
-            f"are {usable} usable samples: {needed - usable} are missing. Made a ridge "
+            f"are {usable} usable samples: {needed - told} are missing. Made a ridge "
             'fit instead; evaluate more merges, or pass ridge="auto" to ask for this one.',
             UserWarning,
             stacklevel=2,
@@ -118,12 +137,14 @@ def fit_quadratic(
     penalties = PENALTIES if ridge in (None, "auto") else np.array([ridge])
     weights_each = np.broadcast_to(w, s.shape)
     numbers = (weights_each, lower, upper - lower, margin, penalties)
-    return fit(
-        *(x.astype(dtype) for x in given),
-        *(jnp.asarray(x, dtype) for x in numbers),
+    arrays = *(x.astype(dtype) for x in given), *(jnp.asarray(x, dtype) for x in numbers)
+    alike = {(x == x[:, :1]).all() for x in (missing, known)} == {True}
+    options: dict[str, Any] = dict(
         links=links,
-        shared=set(links) == {"identity"}
-        and w.shape[1] == 1
-        and bool((missing == missing[:, :1]).all()),
+        shared=set(links) == {"identity"} and w.shape[1] == 1 and alike,
         keep_zero=ridge is None,
     )
+    if jacobian is None:
+        return fit(*arrays, **options)
+    slopes, importances = jnp.asarray(jacobian, dtype), jnp.asarray(IMPORTANCES, dtype)
+    return fit_gradient(*arrays, jacobian=slopes, importances=importances, **options)

@@ -1,12 +1,13 @@
 """The quadratic surrogate: what a fit returns, and how it predicts."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mapjax._types import ArrayLike
+from mapjax._types import ArrayLike, PRNGKey
 from mapjax.surrogate._links import per_task
 
 HIGHEST = lax.Precision.HIGHEST
@@ -33,6 +34,8 @@ class Quadratic(eqx.Module):
         noise: Residual standard deviation of a sample of weight one, before the link;
             NaN where no degree of freedom is left to estimate it.
         inverse_total: One over the sum of the weights.
+        left_out: Scores of every sample as predicted from all the others; NaN where the
+            others do not determine the prediction.
         ridge: The penalty of each task.
         r2: Share of the variance of the scores that is explained; 1 for a task whose
             scores are all the same.
@@ -55,6 +58,7 @@ class Quadratic(eqx.Module):
     factor: Float[Array, "tasks features features"]
     noise: Float[Array, " tasks"]
     inverse_total: Float[Array, " tasks"]
+    left_out: Float[Array, "samples tasks"]
     ridge: Float[Array, " tasks"]
     r2: Float[Array, " tasks"]
     loo_r2: Float[Array, " tasks"]
@@ -96,14 +100,49 @@ class Quadratic(eqx.Module):
             ValueError: If the number of coefficients is another than that of the fit.
         """
         z = self._standardise(coefficients)
-        unit = per_task(self.links, "forward", self._latent(z))
-        deviation = quadratic_features(z)[..., None, :] - self.feature_mean
-        spread = jnp.einsum("...tf,tfg->...tg", deviation, self.factor, precision=HIGHEST)
+        spread, slope, variance = self._posterior(z)
         leverage = self.inverse_total + jnp.sum(spread**2, axis=-1)
         # slope^2 (1/w + leverage), written so that a saturated link divides by nothing.
-        slope = per_task(self.links, "slope", unit)
-        variance = per_task(self.links, "variance", unit) + slope**2 * leverage
-        return self.width * self.noise * jnp.sqrt(variance)
+        return self.width * self.noise * jnp.sqrt(variance + slope**2 * leverage)
+
+    @eqx.filter_jit
+    def draw(
+        self,
+        coefficients: Float[ArrayLike, "points coefficients"],
+        num_draws: int,
+        *,
+        key: PRNGKey,
+        noise: bool = True,
+    ) -> Float[Array, "draws points tasks"]:
+        """Draw scores of some merges jointly from the posterior, as `std` describes it.
+
+        Args:
+            coefficients: One merge per row.
+            num_draws: How many draws, each of all merges at once.
+            key: A typed key.
+            noise: Whether to add what single evaluations differ by from what is fitted.
+        """
+        z = self._standardise(coefficients)
+        spread, slope, variance = self._posterior(z)
+        tasks, points = len(self.links), len(z)
+        keys = jax.random.split(key, 3)
+        shared, common, own = (
+            jax.random.normal(k, (num_draws, *shape, tasks), z.dtype)
+            for k, shape in zip(keys, [spread.shape[-1:], (1,), (points,)], strict=True)
+        )
+        path = jnp.einsum("ptf,dft->dpt", spread, shared, precision=HIGHEST)
+        path = path + jnp.sqrt(self.inverse_total) * common
+        deviation = slope * path + jnp.sqrt(variance) * own * noise
+        return self(coefficients) + self.width * self.noise * deviation
+
+    def with_noise(self, factor: float) -> "Quadratic":
+        """Multiply all standard deviations by a factor."""
+        return eqx.tree_at(lambda s: s.noise, self, self.noise * factor)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether its derivative says anything: always."""
+        return True
 
     @property
     def constant(self) -> Float[Array, " tasks"]:
@@ -131,6 +170,17 @@ class Quadratic(eqx.Module):
                 f"[..., {self.shift.shape[0]}]."
             )
         return (c - self.shift) / self.scale
+
+    def _posterior(self, z: Array) -> tuple[Array, Array, Array]:
+        """Give the roots of the leverage, the link's slope and an evaluation's variance."""
+        unit = per_task(self.links, "forward", self._latent(z))
+        deviation = quadratic_features(z)[..., None, :] - self.feature_mean
+        spread = jnp.einsum("...tf,tfg->...tg", deviation, self.factor, precision=HIGHEST)
+        return (
+            spread,
+            per_task(self.links, "slope", unit),
+            per_task(self.links, "variance", unit),
+        )
 
     def _latent(self, z: Array) -> Array:
         bend = jnp.einsum("...i,tij->...tj", z, self.curvature, precision=HIGHEST)

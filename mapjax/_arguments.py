@@ -1,0 +1,111 @@
+"""What drivers are told, checked before any work."""
+
+import os
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from mapjax.evaluation import Evaluator
+from mapjax.surrogate import Outputs
+
+_OUTPUTS_SHARE = 0.25
+
+
+def num_unknowns(num_coefficients: int) -> int:
+    """Count what a quadratic of so many coefficients has to learn."""
+    return (num_coefficients + 1) * (num_coefficients + 2) // 2
+
+
+def read_box(bounds: tuple[Any, Any], num_coefficients: int) -> tuple[Array, Array]:
+    """Return both ends of the box, one number per coefficient."""
+    try:
+        lower, upper = (
+            jnp.broadcast_to(jnp.asarray(b, jnp.zeros(()).dtype), (num_coefficients,))
+            for b in bounds
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`bounds` is {bounds}, but must be (lower, upper): two numbers, or two arrays "
+            f"of {num_coefficients}."
+        ) from error
+    if not bool(jnp.all(lower < upper)) or not bool(jnp.all(jnp.isfinite(upper - lower))):
+        raise ValueError(
+            f"`bounds` is {bounds}, but every lower bound must be below its upper bound, and "
+            "both finite."
+        )
+    return lower, upper
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is no typed key."""
+    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(
+            f"`key` is {key!r}, but must be a typed key: pass `key=jax.random.key(0)`, not a "
+            "number and not `jax.random.PRNGKey`."
+        )
+
+
+def check_least(name: str, value: int | None, least: int) -> None:
+    """Refuse a number that is too small."""
+    if value is not None and value < least:
+        raise ValueError(f"`{name}` is {value}, but must be at least {least}.")
+
+
+def read_surrogate(surrogate: Any, evaluate: Any, capacity: int) -> Outputs | str:
+    """Choose the surrogate: of the outputs, where there are any and they fit."""
+    names = (None, "outputs", "quadratic", "gradient")
+    if surrogate not in names and not isinstance(surrogate, Outputs):
+        raise ValueError(
+            f"`surrogate` is {surrogate!r}; use 'outputs', 'quadratic', 'gradient' or "
+            "`mapjax.surrogate.Outputs(...)`."
+        )
+    asked = surrogate == "outputs" or isinstance(surrogate, Outputs)
+    if not isinstance(evaluate, Evaluator):
+        if surrogate == "gradient":
+            raise ValueError(
+                "`surrogate` is 'gradient', but a plain function of the coefficients gives "
+                "no derivatives. Pass a `mapjax.Evaluator`, or surrogate='quadratic'."
+            )
+        if asked:
+            raise ValueError(
+                "`surrogate` predicts outputs, which a plain function of the coefficients "
+                "does not give. Pass a `mapjax.Evaluator`, or surrogate='quadratic'."
+            )
+        return "quadratic"
+    if surrogate == "quadratic":
+        return surrogate
+    if surrogate == "gradient":
+        c = jax.ShapeDtypeStruct((1, evaluate.num_coefficients), jnp.zeros(()).dtype)
+        jax.eval_shape(evaluate.value_and_jacobian, c)  # says why, where it cannot
+        return surrogate
+    shapes = evaluate.output_shapes()
+    leaves = jax.tree.leaves(shapes)
+    steps = {
+        name: str(x.dtype)
+        for name, tree in shapes.items()
+        for x in jax.tree.leaves(tree)
+        if not jnp.issubdtype(x.dtype, jnp.floating)
+    }
+    needed = capacity * sum(4 * x.size for x in leaves)
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    if not steps and needed < _OUTPUTS_SHARE * free:
+        return surrogate if isinstance(surrogate, Outputs) else Outputs()
+    why = (
+        f"tasks {steps} return no floating-point outputs: return logits instead of decisions"
+        if steps
+        else f"the outputs of {capacity} merges take {needed / 2**30:.1f} GiB, of which "
+        f"{_OUTPUTS_SHARE * free / 2**30:.1f} may be used: let `predict` return only what "
+        "the metric needs, or lower the budget"
+    )
+    if asked:
+        raise ValueError(f"The output-space surrogate cannot be used, since {why}.")
+    warnings.warn(
+        f"Scores are predicted by a quadratic and not from outputs, since {why}. "
+        "`surrogate='quadratic'` says that you know.",
+        stacklevel=5,
+    )
+    return "quadratic"

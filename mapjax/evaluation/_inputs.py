@@ -1,0 +1,83 @@
+"""What an evaluator is given: rules and tasks, checked and put on the devices."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from mapjax.evaluation._task import Task
+from mapjax.task_vectors import TaskVectors, merge
+
+
+def as_tasks(tasks: Any) -> tuple[Task, ...]:
+    """Return the tasks, or say what else was passed."""
+    if isinstance(tasks, Task):
+        raise ValueError("`tasks` is one task: pass a list, `[task]`.")
+    if isinstance(tasks, Mapping):
+        raise ValueError(
+            "`tasks` is a mapping, but tasks bring their names: pass "
+            "`list(tasks.values())`."
+        )
+    if not isinstance(tasks, Iterable):
+        raise ValueError(
+            f"`tasks` is a {type(tasks).__name__}; pass a list of `mapjax.Task`."
+        )
+    tasks = tuple(tasks)
+    if not tasks:
+        raise ValueError("`tasks` is empty: pass at least one `mapjax.Task`.")
+    for i, task in enumerate(tasks):
+        if not isinstance(task, Task):
+            raise ValueError(
+                f"`tasks[{i}]` is a {type(task).__name__}; pass a `mapjax.Task`."
+            )
+    names = [task.name for task in tasks]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ValueError(f"Task names must be unique, but {twice} come more than once.")
+    return tasks
+
+
+def as_rule(rule: Any, num_coefficients: int | None) -> tuple[Any, int]:
+    """Return the rule as a function, and how many coefficients it takes."""
+    if isinstance(rule, TaskVectors):
+        if num_coefficients not in (None, rule.num_tasks):
+            raise ValueError(
+                f"`num_coefficients` is {num_coefficients}, but the task vectors have "
+                f"{rule.num_tasks} experts: leave it out."
+            )
+        return jax.tree_util.Partial(merge, rule), rule.num_tasks
+    if not callable(rule):
+        raise ValueError(
+            f"`rule` is a {type(rule).__name__}; pass `TaskVectors` or a function from "
+            "coefficients to parameters."
+        )
+    if num_coefficients is None or num_coefficients < 1:
+        raise ValueError(
+            "A merge rule that is a function needs `num_coefficients`, at least 1; got "
+            f"{num_coefficients}."
+        )
+    return rule, num_coefficients
+
+
+def place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copy arrays to every device of the mesh, but for those sharded on it already."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def put(x: Any) -> Any:
+        if not eqx.is_array(x):
+            return x
+        if isinstance(x.sharding, NamedSharding) and _same(x.sharding.mesh, mesh):
+            return jax.device_put(x, NamedSharding(mesh, x.sharding.spec))
+        # Other processes' devices take host memory, not an array of this process's.
+        return jax.device_put(np.asarray(x), everywhere)
+
+    return jax.tree.map(put, tree)
+
+
+def _same(one: Any, other: Mesh) -> bool:
+    """Compare meshes by devices and names; the types of the axes may differ."""
+    return one.axis_names == other.axis_names and np.array_equal(one.devices, other.devices)

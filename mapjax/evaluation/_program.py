@@ -1,0 +1,94 @@
+"""The program that an evaluation compiles to, and the memory that it takes."""
+
+import os
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from mapjax.evaluation._task import Task
+
+MOST_FORWARD = 1
+"""Of so many coefficients the derivative is as cheap in forward mode."""
+
+Kind = Literal["scores", "outputs", "both", "jacobian"]
+
+
+class Program(NamedTuple):
+    """A compiled evaluation.
+
+    Attributes:
+        run: From arrays and candidates to what was asked for.
+        chunk_size: How many candidates run at once on each device.
+        batch_size: The most examples predicted at once.
+        num_candidates: How many candidates one run takes, over all devices.
+    """
+
+    run: Any
+    chunk_size: int
+    batch_size: int
+    num_candidates: int
+
+    @property
+    def argument_bytes(self) -> int:
+        """Memory of a device that the data, the base and the vectors take."""
+        plan = self.run.memory_analysis()
+        return plan.argument_size_in_bytes if plan else 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of a device at the peak of a run, arguments and results included."""
+        plan = self.run.memory_analysis()
+        if plan is None:
+            return 0
+        return (
+            plan.argument_size_in_bytes
+            + plan.output_size_in_bytes
+            + plan.temp_size_in_bytes
+            - plan.alias_size_in_bytes
+        )
+
+
+def evaluate(
+    rule: Any, tasks: tuple[Task, ...], c: Array, kind: Kind, batch_size: int, chunk: int
+) -> Any:
+    """Merge and evaluate `chunk` candidates at a time."""
+
+    def scores(x: Array) -> Array:
+        params = rule(x)
+        return jnp.stack([task.score(params, batch_size) for task in tasks])
+
+    def outputs(x: Array) -> dict[str, PyTree]:
+        params = rule(x)
+        return {task.name: task.outputs(params, batch_size) for task in tasks}
+
+    def both(x: Array) -> tuple[Array, dict[str, PyTree]]:
+        seen = outputs(x)
+        each = [task.metric(seen[task.name], task.targets) for task in tasks]
+        return jnp.stack(each).astype(x.dtype), seen
+
+    def jacobian(x: Array) -> tuple[Array, Array]:
+        # Forward mode takes the time of up to two evaluations for each coefficient and one
+        # more, and little memory; reverse mode that of three, as every task is
+        # differentiated on its own data alone.
+        if x.shape[0] <= MOST_FORWARD:
+            gradient, value = jax.jacfwd(lambda x: (scores(x),) * 2, has_aux=True)(x)
+            return value, gradient
+        params = rule(x)
+        _, pull = jax.vjp(lambda x: eqx.filter(rule(x), eqx.is_inexact_array), x)
+        each = [task.value_and_gradient(params, batch_size) for task in tasks]
+        rows = [pull(gradient)[0] for _, gradient in each]
+        return jnp.stack([value for value, _ in each]), jnp.stack(rows)
+
+    kinds = {"scores": scores, "outputs": outputs, "both": both, "jacobian": jacobian}
+    return jax.lax.map(kinds[kind], c, batch_size=max(1, min(chunk, c.shape[0])))
+
+
+def free_memory() -> int:
+    """Read how much memory the first device has left, in bytes."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -1,0 +1,353 @@
+"""Fit an output-space surrogate."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from mapjax._types import ArrayLike
+from mapjax.surrogate._mixtures import Metric, Rows, make_rows
+from mapjax.surrogate._output_surrogate import OutputSurrogate
+from mapjax.surrogate._quadratic import Quadratic
+
+DEGREES = (math.inf, 2, 1)
+PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+DEFAULT = (math.inf, 1e-3)
+"""Degree and penalty where there is nothing to choose them by."""
+
+_LEAST_BLEND = 0.02
+_LEAST_JUDGES = 5
+BLOCK = 2**14
+"""Outputs of one merge that are predicted at once."""
+
+
+class _Gram(NamedTuple):
+    """The samples' kernels among each other, centred, with their eigenvalues."""
+
+    degree: Any
+    mean: np.ndarray
+    total: float
+    vectors: np.ndarray
+    values: np.ndarray
+
+    @property
+    def rank(self) -> int:
+        """Rank of the design matrix, intercept included."""
+        threshold = self.values.max() * len(self.values) * np.finfo(float).eps
+        return 1 + int(np.sum(self.values > threshold))
+
+    def inverse(self, ridge: float) -> np.ndarray:
+        """Give the inverse of the Gram matrix with the penalty on its diagonal."""
+        return (self.vectors / (self.values + ridge)) @ self.vectors.T
+
+    def hat(self, ridge: float) -> np.ndarray:
+        """Give the matrix from sampled to fitted outputs."""
+        share = self.values / (self.values + ridge)
+        return 1 / len(self.values) + (self.vectors * share) @ self.vectors.T
+
+    def left_out(self, ridge: float) -> np.ndarray:
+        """Give the matrix from sampled outputs to those predicted without each sample.
+
+        A row is NaN where the other samples do not determine the prediction.
+        """
+        hat = self.hat(ridge)
+        free = 1 - np.diag(hat)
+        np.fill_diagonal(hat, 0.0)
+        return hat / np.where(free > 1e-9, free, np.nan)[:, None]
+
+
+def fit_outputs(
+    coefficients: ArrayLike,
+    outputs: Sequence[PyTree],
+    targets: Sequence[PyTree],
+    metrics: Sequence[Metric],
+    *,
+    scores: ArrayLike | None = None,
+    degree: float | int | str = "auto",
+    ridge: float | int | str = "auto",
+    scalar: Quadratic | None = None,
+    importance: ArrayLike | None = None,
+    capacity: int | None = None,
+) -> OutputSurrogate:
+    r"""Regress the outputs of every example on the coefficients.
+
+    One decomposition of the samples serves all examples, classes and tasks. Degree and
+    penalty are those with the least leave-one-out error of the *metric*, which has a
+    closed form: the outputs of a sample that was left out are a weighted sum of those of
+    the others. The base and the experts are never left out, as no merge is ever
+    predicted without them; from them alone, a quadratic with a small penalty is fitted.
+
+    Args:
+        coefficients: One evaluated merge per row, `[samples, coefficients]`, in units of
+            the task vectors.
+        outputs: For each task, arrays `[samples, examples, ...]` or a pytree of them:
+            what the metric sees. A sample with a NaN or infinite output is left out.
+        targets: For each task, arrays `[examples, ...]`.
+        metrics: For each task, what scores its outputs.
+        scores: What was measured, `[samples, tasks]`; computed from the outputs if None.
+        degree: Of the Taylor series in the coefficients: 1, 2, infinity (terms weighted
+            by one over the factorial of their degree), or "auto".
+        ridge: Penalty on the squared coefficients of the series, added to the sum of
+            squared residuals, or "auto" to choose from $10^{-5}$ to $10^{-1}$.
+        scalar: A quadratic fitted to the same scores, to be mixed in by as much as
+            lowers each task's leave-one-out error.
+        importance: Non-negative weights `[samples]` of the leave-one-out errors: a
+            surrogate that is right near the front may be wrong about merges that nobody
+            would take. All alike by default.
+        capacity: The most samples that later fits will have: surrogates of one capacity
+            have the same shapes, so that what was compiled for one serves all.
+
+    Returns:
+        The surrogate, in float32 or wider.
+
+    Raises:
+        ValueError: If numbers of samples, tasks or examples differ, an output is no
+            floating-point array, no sample is finite, or an option is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> import mapjax as mj
+        >>> c = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)
+        >>> logits = c @ np.array([[4.0, -2.0, 1.0, -1.0], [-3.0, 5.0, 1.0, -2.0]])
+        >>> positive = np.array([1, 1, 0, 0])
+        >>> surrogate = mj.surrogate.fit_outputs(
+        ...     c, [logits], [positive], [mj.metrics.accuracy]
+        ... )
+        >>> surrogate(np.array([0.5, 0.5], np.float32)).tolist()
+        [0.75]
+
+    References:
+        Astudillo & Frazier, *Bayesian Optimization of Composite Functions*, ICML 2019.
+        Zhou et al., *On the Emergence of Cross-Task Linearity in the
+        Pretraining-Finetuning Paradigm*, ICML 2024, arXiv 2402.03660.
+    """
+    c = _check(coefficients, outputs, targets, metrics, degree, ridge)
+    finite = [_finite_rows(x) for x in jax.tree.leaves(list(outputs))]
+    usable = np.flatnonzero(np.all(finite, axis=0))
+    if not usable.size:
+        raise ValueError("`outputs` has no sample without NaN or infinite values.")
+    c, count = c[usable], len(usable)
+    capacity = max(capacity or count, len(finite[0]))
+    dtype = jnp.result_type(float)
+    rows = [
+        _make(jax.tree.map(lambda x: _take(x, usable, dtype), tree), y, metric)
+        for tree, y, metric in zip(outputs, targets, metrics, strict=True)
+    ]
+    measured = (
+        _scores(rows, np.eye(count), dtype)
+        if scores is None
+        else np.asarray(scores, np.float64)[usable]
+    )
+
+    options = [
+        (gram, penalty)
+        for gram in (_gram(c, d) for d in _choices(degree, DEGREES))
+        for penalty in _choices(ridge, PENALTIES)
+    ]
+    smoothers = np.stack([each.left_out(penalty) for each, penalty in options])
+    predicted = _scores(rows, np.concatenate(smoothers), dtype)
+    predicted = predicted.reshape(len(options), *measured.shape)
+    others = np.flatnonzero(~_is_known(c))
+    weights = np.ones(len(finite[0])) if importance is None else np.asarray(importance)
+    best = _choose(options, predicted[:, others], measured[others], weights[usable][others])
+    chosen, penalty = options[best]
+    looked_at, blend = predicted[best], np.zeros(len(rows))
+    hat = chosen.hat(penalty)
+    fitted = _scores(rows, hat, dtype)
+    if scalar is not None and len(others) > 2:
+        theirs = np.asarray(scalar.left_out, np.float64)[usable]
+        blend = _blend(looked_at[others], theirs[others], measured[others])
+    if scalar is None or blend.max() < _LEAST_BLEND:
+        blend, scalar = np.zeros(len(rows)), None
+    else:
+        looked_at = np.where(blend > 0, looked_at + blend * (theirs - looked_at), looked_at)
+        fitted = fitted + blend * (np.asarray(scalar(c)) - fitted)
+
+    # The variance of a sample that was left out, noise included, in closed form.
+    variance = penalty / np.maximum(1 - np.diag(hat), 1e-12)
+    # From base and experts alone only the steep law is safe: theirs are no small errors.
+    few = len(others) < 3
+    judged = np.arange(count) if few else others
+    trust = weights[usable][judged] + 1e-9
+    effective = trust.sum() ** 2 / np.sum(trust**2)
+    error = (measured - looked_at)[judged] ** 2 * (1 + 2 / effective)
+    noise, flicker = (
+        np.sqrt(np.average(error / variance[judged, None] ** power, axis=0, weights=trust))
+        for power in (1, 0.5)
+    )
+    values = chosen.values[[0, -1]] + penalty
+    kept = np.full((capacity, len(rows)), np.nan)
+    kept[usable[others]] = looked_at[others]
+
+    def per_task(value: Any) -> Array:
+        return jnp.asarray(np.broadcast_to(value, len(rows)), dtype)
+
+    def filled(array: np.ndarray) -> Array:
+        """Fill up with zeros, so that surrogates of one capacity have the same shapes."""
+        room = [(0, capacity - count if size == count else 0) for size in array.shape]
+        return jnp.asarray(np.pad(array, room), dtype)
+
+    return OutputSurrogate(
+        degree=jnp.asarray(chosen.degree, dtype),
+        samples=jnp.asarray(np.pad(c, ((0, capacity - count), (0, 0))), dtype),
+        share=filled(np.full(count, 1 / count)),
+        inverse=filled(chosen.inverse(penalty)),
+        gram_mean=filled(chosen.mean),
+        gram_total=jnp.asarray(chosen.total, dtype),
+        tasks=tuple(_resize(r, capacity) for r in rows),
+        noise=per_task(noise),
+        flicker=per_task(0.0 if few else flicker),
+        blend=per_task(blend),
+        scalar=scalar,
+        left_out=jnp.asarray(kept, dtype),
+        ridge=per_task(penalty),
+        r2=per_task(_explained(measured, fitted)),
+        loo_r2=per_task(_explained(measured[others], looked_at[others])),
+        rank=jnp.asarray(np.full(len(rows), chosen.rank)),
+        condition_number=per_task(np.sqrt(values.max() / values.min())),
+    )
+
+
+def _gram(c: np.ndarray, degree: Any) -> _Gram:
+    # A few samples: on the host, in double precision, with nothing to compile.
+    x = c @ c.T
+    kernels = {1: x, 2: x + 0.5 * x**2}.get(degree, np.expm1(x))
+    mean, total = kernels.mean(axis=0), kernels.mean()
+    values, vectors = np.linalg.eigh(kernels - mean - mean[:, None] + total)
+    return _Gram(degree, mean, total, vectors, np.maximum(values, 0.0))
+
+
+def _choose(
+    options: list[tuple[_Gram, float]],
+    predicted: np.ndarray,
+    measured: np.ndarray,
+    weights: np.ndarray,
+) -> int:
+    """Take the option whose predictions of samples left out err least."""
+    if len(measured) < _LEAST_JUDGES or not weights.any():
+        names = [(gram.degree, penalty) for gram, penalty in options]
+        return names.index(DEFAULT) if DEFAULT in names else 0
+    spread = measured.var(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    errors = np.mean((predicted - measured) ** 2 / scale, axis=2)
+    total = np.average(errors, axis=1, weights=weights)
+    return int(np.argmin(np.where(np.isnan(total), np.inf, total)))
+
+
+def _blend(ours: np.ndarray, theirs: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Give the share of the other prediction that leaves the least squared error."""
+    defined = np.isfinite(theirs).all(axis=0)
+    step = np.where(defined, theirs - ours, 0.0)
+    length = np.sum(step**2, axis=0)
+    share = np.sum(step * (measured - ours), axis=0) / np.where(length > 0, length, 1.0)
+    return np.clip(share, 0.0, 1.0)
+
+
+def _explained(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray | float:
+    if len(measured) < 2:
+        return np.nan
+    total = np.sum((measured - measured.mean(axis=0)) ** 2, axis=0)
+    error = np.sum((measured - predicted) ** 2, axis=0)
+    return np.where(total > 0, 1 - error / np.where(total > 0, total, 1.0), 1.0)
+
+
+def _is_known(c: np.ndarray) -> np.ndarray:
+    """Tell the base and the experts from other merges."""
+    return np.isin(c, (0.0, 1.0)).all(axis=1) & (c.sum(axis=1) <= 1)
+
+
+def _choices(given: Any, all_of_them: tuple) -> tuple:
+    return all_of_them if given == "auto" else (given,)
+
+
+def _finite_rows(x: ArrayLike) -> np.ndarray:
+    return np.asarray(jnp.isfinite(jnp.asarray(x)).all(axis=tuple(range(1, x.ndim))))
+
+
+def _take(x: ArrayLike, usable: np.ndarray, dtype: Any) -> np.ndarray:
+    """Take the usable samples, with rows of zeros up to a power of two.
+
+    What is compiled for one number of samples then serves others.
+    """
+    room = max(8, 2 ** int(np.ceil(np.log2(len(usable)))))
+    taken = np.zeros((room, *x.shape[1:]), jnp.promote_types(x.dtype, dtype))
+    taken[: len(usable)] = np.asarray(x)[usable]
+    return taken
+
+
+@eqx.filter_jit
+def _make(outputs: PyTree, targets: PyTree, metric: Any) -> Rows:
+    width = sum(x.size // x.shape[0] // x.shape[1] for x in jax.tree.leaves(outputs))
+    targets = jax.tree.map(jnp.asarray, targets)
+    return make_rows(outputs, targets, metric, max(1, BLOCK // max(width, 1)))
+
+
+def _padded(matrix: np.ndarray, rows: Rows, dtype: Any) -> Array:
+    room = jax.tree.leaves(rows.outputs)[0].shape[1]
+    return jnp.asarray(np.pad(matrix, ((0, 0), (0, room - matrix.shape[1]))), dtype)
+
+
+def _scores(rows: list[Rows], matrix: np.ndarray, dtype: Any) -> np.ndarray:
+    """Score weighted sums of samples, one per row of the matrix, on every task."""
+    count = len(matrix)
+    room = max(8, 2 ** int(np.ceil(np.log2(count))))
+    filled = np.pad(np.nan_to_num(matrix), ((0, room - count), (0, 0)))
+    scores = [_score_all(r, _padded(filled, r, dtype)) for r in rows]
+    found = np.stack([np.asarray(s, np.float64)[:count] for s in scores], axis=1)
+    return np.where(np.isnan(matrix).any(axis=1, keepdims=True), np.nan, found)
+
+
+@eqx.filter_jit
+def _score_all(rows: Rows, matrix: Array) -> Float[Array, " sets"]:
+    return jax.lax.map(rows.score, matrix, batch_size=16)
+
+
+def _resize(rows: Rows, count: int) -> Rows:
+    """Give the samples the number of rows that all surrogates of one capacity have."""
+
+    def fit(x: Array) -> Array:
+        room = [(0, 0), (0, max(0, count - x.shape[1])), *[(0, 0)] * (x.ndim - 2)]
+        return jnp.pad(x[:, :count], room)
+
+    return eqx.tree_at(lambda r: r.outputs, rows, jax.tree.map(fit, rows.outputs))
+
+
+def _check(
+    coefficients: Any, outputs: Any, targets: Any, metrics: Any, degree: Any, ridge: Any
+) -> np.ndarray:
+    c = np.asarray(coefficients, np.float64)
+    if c.ndim != 2 or 0 in c.shape or not np.isfinite(c).all():
+        raise ValueError(
+            f"`coefficients` has shape {c.shape}, expected finite numbers [samples, "
+            "coefficients], with at least one of each."
+        )
+    if not (len(outputs) == len(targets) == len(metrics) > 0):
+        raise ValueError(
+            f"There are {len(outputs)} `outputs`, {len(targets)} `targets` and "
+            f"{len(metrics)} `metrics`. Pass one of each per task."
+        )
+    for t, (tree, wanted) in enumerate(zip(outputs, targets, strict=True)):
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            where = f"`outputs[{t}]{jax.tree_util.keystr(path)}`"
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                raise ValueError(
+                    f"{where} is {x.dtype}, but only floating-point outputs can be "
+                    "predicted. Return logits instead of decisions, or use "
+                    "surrogate='quadratic'."
+                )
+            examples = len(jax.tree.leaves(wanted)[0])
+            if x.ndim < 2 or x.shape[:2] != (len(c), examples):
+                raise ValueError(
+                    f"{where} has shape {x.shape}, expected [{len(c)} samples, {examples} "
+                    "examples, ...]."
+                )
+    if degree not in ("auto", *DEGREES):
+        raise ValueError(f"`degree` is {degree!r}, expected 1, 2, infinity or 'auto'.")
+    if ridge != "auto" and not (not isinstance(ridge, str) and 0 < ridge < np.inf):
+        raise ValueError(f"`ridge` is {ridge!r}, expected a positive number or 'auto'.")
+    return c

@@ -1,0 +1,230 @@
+"""The output-space surrogate: predicted outputs, pushed through the true metric."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mapjax._types import ArrayLike, PRNGKey
+from mapjax.surrogate._mixtures import Rows
+from mapjax.surrogate._quadratic import Quadratic
+
+HIGHEST = jax.lax.Precision.HIGHEST
+_POINTS_AT_ONCE = 64
+
+
+class OutputSurrogate(eqx.Module):
+    r"""A model of every output as a Taylor series in the coefficients, behind the metrics.
+
+    A metric such as accuracy is a step function of the coefficients $c$; the outputs $y$
+    are smooth and nearly linear. They are regressed on the terms of a Taylor series at the
+    base, of degree one, two or all, with a ridge penalty. As the features are the same for
+    all outputs, predicted ones are one weighted sum of the sampled ones,
+
+    $$\hat y(c) = \bar y + \sum_k w_k(c)\, (y_k - \bar y), \quad
+    w(c) = (G + \lambda I)^{-1} g(c),$$
+
+    with the kernel $k(c, c') = \sum_{n \le d} (c \cdot c')^n / n!$ of the series, centred,
+    between samples ($G$) and with them ($g$). The true metric is applied to $\hat y$.
+    Calling the surrogate with coefficients `[..., coefficients]` predicts scores
+    `[..., tasks]`.
+
+    Attributes:
+        degree: Of the series: 1, 2 or infinity.
+        samples: The sampled coefficients, with rows of zeros up to a capacity.
+        share: One over the number of samples, and 0 for rows that fill up.
+        inverse: $(G + \lambda I)^{-1}$, with zeros for those rows.
+        gram_mean: Mean kernel of each sample with all samples.
+        gram_total: Mean of all kernels.
+        tasks: For each task the sampled outputs, with targets and metric.
+        noise: For each task, how far scores differ from predictions per unit of the
+            outputs' posterior standard deviation, if in proportion to it.
+        flicker: The same per unit of its root: single examples that change sides.
+        blend: For each task, how much of `scalar` is mixed in, from 0 to 1: what leaves
+            the least leave-one-out error.
+        scalar: A quadratic of the scores themselves; None where samples are too few.
+        left_out: Scores of every sample as predicted from all the others; NaN for the
+            base and the experts, which are never left out.
+        ridge: The penalty $\lambda$, the same for all tasks.
+        r2: Share of the variance of the scores that is explained; 1 where there is none.
+        loo_r2: The same with samples left out, base and experts excepted; NaN where there
+            are not two others.
+        rank: Of the centred samples' features, and one more for the mean.
+        condition_number: Of $G + \lambda I$, as the root of the ratio of eigenvalues.
+    """
+
+    degree: Float[Array, ""]
+    samples: Float[Array, "rows coefficients"]
+    share: Float[Array, " rows"]
+    inverse: Float[Array, "rows rows"]
+    gram_mean: Float[Array, " rows"]
+    gram_total: Float[Array, ""]
+    tasks: tuple[Rows, ...]
+    noise: Float[Array, " tasks"]
+    flicker: Float[Array, " tasks"]
+    blend: Float[Array, " tasks"]
+    scalar: Quadratic | None
+    left_out: Float[Array, "samples tasks"]
+    ridge: Float[Array, " tasks"]
+    r2: Float[Array, " tasks"]
+    loo_r2: Float[Array, " tasks"]
+    rank: Int[Array, " tasks"]
+    condition_number: Float[Array, " tasks"]
+
+    def with_noise(self, factor: float) -> "OutputSurrogate":
+        """Multiply all standard deviations by a factor."""
+        scaled = (self.noise * factor, self.flicker * factor)
+        return eqx.tree_at(lambda s: (s.noise, s.flicker), self, scaled)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether every metric has a derivative that says something."""
+        return all(task.metric.differentiable for task in self.tasks)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the surrogate holds."""
+        return sum(x.nbytes for x in jax.tree.leaves(eqx.filter(self, eqx.is_array)))
+
+    @eqx.filter_jit
+    def __call__(
+        self, coefficients: Float[ArrayLike, "*batch coefficients"]
+    ) -> Float[Array, "*batch tasks"]:
+        """Predict scores, in the direction and units of the metrics.
+
+        Args:
+            coefficients: One merge per row, or a single one.
+
+        Raises:
+            ValueError: If the number of coefficients is another than that of the fit.
+        """
+        return self._each(self._score, coefficients)
+
+    @eqx.filter_jit
+    def std(
+        self, coefficients: Float[ArrayLike, "*batch coefficients"]
+    ) -> Float[Array, "*batch tasks"]:
+        r"""Predict the standard deviation of a new evaluation, in units of the scores.
+
+        The variance $v$ of the outputs is that of a Gaussian process with the same kernel.
+        A score errs in proportion to $\sqrt v$ where all examples err alike, and to
+        $\sqrt[4]{v}$ where single examples change sides: both are added, each of the size
+        that gives the leave-one-out errors of the scores unit variance.
+
+        Args:
+            coefficients: One merge per row, or a single one.
+
+        Raises:
+            ValueError: If the number of coefficients is another than that of the fit.
+        """
+
+        def one(c: Array) -> Array:
+            g = self._centred(c)
+            prior = taylor_kernel(jnp.vdot(c, c, precision=HIGHEST), self.degree)
+            prior = prior - 2 * self._mean_kernel(c) + self.gram_total
+            left = prior - jnp.vdot(g, _times(self.inverse, g), precision=HIGHEST)
+            return self._deviation(jnp.maximum(left, 0) + self._floor)
+
+        return self._each(one, coefficients)
+
+    @eqx.filter_jit
+    def draw(
+        self,
+        coefficients: Float[ArrayLike, "points coefficients"],
+        num_draws: int,
+        *,
+        key: PRNGKey,
+        noise: bool = True,
+    ) -> Float[Array, "draws points tasks"]:
+        """Draw scores of some merges jointly from the posterior.
+
+        Args:
+            coefficients: One merge per row; memory is quadratic in them.
+            num_draws: How many draws, each of all merges at once.
+            key: A typed key.
+            noise: Whether to add what single evaluations differ by from what is fitted.
+        """
+        c = jnp.asarray(coefficients, self.samples.dtype)
+        g = jax.vmap(self._centred)(c)
+        mean = jax.vmap(self._mean_kernel)(c)
+        prior = taylor_kernel(_times(c, c.T), self.degree) - mean - mean[:, None]
+        prior = prior + self.gram_total
+        left = prior - _times(g, _times(self.inverse, g.T))
+        # Eigenvalues, since rounding can turn the smallest below zero.
+        values, vectors = jnp.linalg.eigh(left)
+        root = vectors * jnp.sqrt(jnp.maximum(values, 0))
+        shared, own = jax.random.split(key)
+        shape = (num_draws, len(c), len(self.tasks))
+        path = jnp.einsum(
+            "pq,dqt->dpt", root, jax.random.normal(shared, shape), precision=HIGHEST
+        )
+        if noise:
+            path = path + jnp.sqrt(self._floor) * jax.random.normal(own, shape)
+        variance = jnp.sum(root**2, axis=1) + self._floor
+        size = jax.vmap(self._deviation)(variance) / jnp.sqrt(variance)[:, None]
+        return (self(c) + size * path).astype(c.dtype)
+
+    @property
+    def _floor(self) -> Array:
+        """Variance of an evaluation that the series leaves open, and of the mean."""
+        return self.ridge[0] * (1 + jnp.max(self.share))
+
+    def _deviation(self, variance: Array) -> Array:
+        """Turn a variance of the outputs into a standard deviation of each score."""
+        return jnp.sqrt(self.noise**2 * variance + self.flicker**2 * jnp.sqrt(variance))
+
+    def _each(self, function, coefficients: ArrayLike) -> Array:
+        c = jnp.asarray(coefficients, self.samples.dtype)
+        n = self.samples.shape[1]
+        if c.ndim == 0 or c.shape[-1] != n:
+            raise ValueError(
+                f"`coefficients` has shape {c.shape}, but this surrogate was fitted to {n} "
+                f"coefficients. Pass an array [..., {n}]."
+            )
+        if c.ndim == 1:
+            return function(c)
+        flat = c.reshape(-1, n)
+        # In blocks, so that memory does not grow with the number of points.
+        out = jax.lax.map(function, flat, batch_size=_POINTS_AT_ONCE)
+        return out.reshape(*c.shape[:-1], len(self.tasks))
+
+    def _kernel(self, c: Array) -> Array:
+        return taylor_kernel(_times(self.samples, c), self.degree)
+
+    def _mean_kernel(self, c: Array) -> Array:
+        return jnp.vdot(self.share, self._kernel(c), precision=HIGHEST)
+
+    def _centred(self, c: Array) -> Array:
+        kernel = self._kernel(c)
+        mean = jnp.vdot(self.share, kernel, precision=HIGHEST)
+        return kernel - mean - self.gram_mean + self.gram_total
+
+    def weights(self, c: Float[Array, " coefficients"]) -> Float[Array, " rows"]:
+        """Give the weight of every sample in the prediction at one merge; they sum to 1."""
+        deviation = _times(self.inverse, self._centred(c))
+        return deviation + self.share * (1 - jnp.sum(deviation))
+
+    def _score(self, c: Array) -> Array:
+        weights = self.weights(c)
+        scores = jnp.stack([task.score(weights) for task in self.tasks])
+        if self.scalar is None:
+            return scores
+        return scores + self.blend * (self.scalar(c) - scores)
+
+
+def taylor_kernel(product: Any, degree: Any) -> Array:
+    r"""Sum the terms $x^n / n!$ of a Taylor series from the first to the given degree.
+
+    Args:
+        product: Scalar products $x$ of coefficients.
+        degree: 1, 2 or infinity; an array, so that one compilation serves all of them.
+    """
+    x = jnp.asarray(product)
+    quadratic = x + 0.5 * x**2
+    return jnp.where(degree == 1, x, jnp.where(degree == 2, quadratic, jnp.expm1(x)))
+
+
+def _times(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=HIGHEST)
