@@ -39,6 +39,7 @@ OURS: dict[str, Callable[..., Found]] = {
     "map_front": opponents.with_map_front,
     "outputs_adaptive": partial(opponents.with_map_front, surrogate="outputs"),
     "outputs_one_shot": partial(opponents.with_map_front, surrogate="outputs", rounds=1),
+    "bayesian_front": opponents.bayesian,
     "quadratic_adaptive": partial(opponents.with_map_front, surrogate="quadratic"),
     "gradient_one_shot": partial(opponents.with_map_front, surrogate="gradient", rounds=1),
 }

@@ -79,6 +79,11 @@ def with_driver(
     )
 
 
+def bayesian(evaluate: Evaluate, num_coefficients: int, budget: int, seed: int) -> Found:
+    """Let expected hypervolume improvement choose what is evaluated."""
+    return with_driver(mj.bayesian_front, evaluate, budget, seed)
+
+
 def scalar_quadratic(
     evaluate: Evaluate, num_coefficients: int, budget: int, seed: int
 ) -> Found:
