@@ -40,6 +40,30 @@ class Metric(eqx.Module):
         value = self.function(outputs, targets)
         return jnp.mean(value) if self.per_example else jnp.asarray(value)
 
+    def after(self, head: Callable[[Any], Any]) -> "Metric":
+        """Score what a head makes of the outputs.
+
+        A task can then predict, and a surrogate keep, embeddings instead of logits.
+
+        Args:
+            head: From outputs `[examples, ...]`, such as embeddings, to what the metric
+                takes, such as logits; not merged.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> head = jnp.array([[1.0, -1.0], [0.0, 2.0]])
+            >>> metric = accuracy.after(lambda embeddings: embeddings @ head)
+            >>> float(metric(jnp.array([[3.0, 1.0], [0.0, 1.0]]), jnp.array([0, 0])))
+            0.5
+        """
+
+        def scored(outputs: Any, targets: Any) -> Any:
+            return self.function(head(outputs), targets)
+
+        return Metric(
+            scored, self.direction, self.bounds, self.per_example, self.differentiable
+        )
+
 
 def as_metric(metric: Any) -> Metric:
     """Take a `Metric`, or any function `(outputs, targets) -> scalar` to maximise.
