@@ -1,7 +1,6 @@
 """Search against pymoo and DEAP: a surrogate's front, and the test problems of the field."""
 
 import json
-import random
 import statistics
 import subprocess
 import sys
@@ -15,19 +14,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from deap import algorithms, base, creator, tools
+from deap import tools
 from pymoo.algorithms.moo.nsga3 import NSGA3 as PymooNSGA3
 from pymoo.core.problem import Problem
 from pymoo.optimize import minimize
 
 import mapjax as mj
+from benchmarks._deap import PAPER_BOUNDS, run_nsga3
 from benchmarks._report import against, parser, report, timed
 from mapjax import pareto, search
 from mapjax.search._archive import Archive, archive_weights
 
 GENERATIONS = 150
 DIRECTIONS = 100
-PAPER_BOUNDS = (-3.0, 3.0)
 
 
 class Quadratics(eqx.Module):
@@ -103,44 +102,24 @@ def with_deap(objective: Quadratics, generations: int, seed: int) -> Archived:
         quadratics = (e + b @ c + 0.5 * c @ a @ c for e, b, a in tasks)
         return tuple(1 / (1 + np.exp(-value)) for value in quadratics)
 
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 (DEAP draws from it)
-    if not hasattr(creator, f"Fitness{num}"):
-        creator.create(f"Fitness{num}", base.Fitness, weights=(-1.0,) * num)
-        fitness = getattr(creator, f"Fitness{num}")
-        creator.create(f"Individual{num}", list, fitness=fitness)
-    individual = getattr(creator, f"Individual{num}")
-    points = [
-        tools.uniform_reference_points(num, p, scale) for p, scale in ((2, 1), (1, 0.5))
-    ]
-    box = {"low": PAPER_BOUNDS[0], "up": PAPER_BOUNDS[1], "eta": 20.0}
-    toolbox: Any = base.Toolbox()
-    toolbox.register("evaluate", score)
-    toolbox.register("mate", tools.cxSimulatedBinaryBounded, **box)
-    toolbox.register("mutate", tools.mutPolynomialBounded, indpb=1 / num, **box)
-    toolbox.register(
-        "select", tools.selNSGA3, ref_points=np.unique(np.concatenate(points), axis=0)
-    )
     archive, spent_on_archive = tools.ParetoFront(), 0.0
 
-    def evaluate(individuals: list) -> None:
+    def keep(scored: list) -> None:
         nonlocal spent_on_archive
-        new = [one for one in individuals if not one.fitness.valid]
-        for one, values in zip(new, toolbox.map(toolbox.evaluate, new), strict=True):
-            one.fitness.values = values
         started = time.perf_counter()
-        archive.update(new)
+        archive.update(scored)
         spent_on_archive += time.perf_counter() - started
 
     begun = time.perf_counter()
-    population = [
-        individual(random.uniform(*PAPER_BOUNDS) for _ in range(num)) for _ in range(100)
-    ]
-    evaluate(population)
-    for _ in range(generations - 1):
-        children = algorithms.varAnd(population, toolbox, cxpb=0.7, mutpb=0.3)
-        evaluate(children)
-        population = toolbox.select(population + children, len(population))
+    run_nsga3(
+        lambda individuals: map(score, individuals),
+        num,
+        num,
+        maximize=False,
+        generations=generations - 1,
+        seed=seed,
+        keep=keep,
+    )
     spent = time.perf_counter() - begun
     scores = np.array([one.fitness.values for one in archive])
     return Archived(np.log(scores / (1 - scores)), spent - spent_on_archive, spent)

@@ -31,6 +31,7 @@ SUITES: dict[str, tuple[str, dict[str, Any]]] = {
     "digits8": ("digits8", {}),
     "digits8_weak_base": ("digits8", {"base_steps": 60, "expert_steps": 100}),
     "digits8_likelihood": ("digits8", {"metric": "likelihood"}),
+    "digits16": ("digits16", {}),
     "mhc8": ("mhc8", {}),
 }
 DEFAULT = ("digits3", "digits8", "digits8_weak_base")

@@ -5,14 +5,12 @@ Each is a function of `(evaluate, num_coefficients, budget, seed)`, evaluates at
 protocol begin with the base and the experts, which every user has.
 """
 
-import random
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from deap import algorithms, base, creator, tools
 from pymoo.algorithms.moo.nsga3 import NSGA3
 from pymoo.core.problem import Problem
 from scipy.optimize import OptimizeWarning, curve_fit
@@ -20,6 +18,7 @@ from scipy.special import expit
 from scipy.stats import qmc
 
 import mapjax as mj
+from benchmarks._deap import run_nsga3
 
 Evaluate = Callable[[np.ndarray], Any]
 
@@ -240,38 +239,12 @@ def _deap_archive(
     surrogate: Callable[[np.ndarray], np.ndarray], n: int, num_tasks: int, seed: int
 ) -> np.ndarray:
     """Run DEAP's NSGA-III with the paper's settings; keep all that none dominates."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 (DEAP draws from it)
-    if not hasattr(creator, f"Maximum{num_tasks}"):
-        creator.create(f"Maximum{num_tasks}", base.Fitness, weights=(1.0,) * num_tasks)
-        fitness = getattr(creator, f"Maximum{num_tasks}")
-        creator.create(f"Merge{num_tasks}", list, fitness=fitness)
-    individual = getattr(creator, f"Merge{num_tasks}")
-    points = [
-        tools.uniform_reference_points(num_tasks, p, scale)
-        for p, scale in ((2, 1.0), (1, 0.5))
-    ]
-    box = {"low": -3.0, "up": 3.0, "eta": 20.0}
-    toolbox: Any = base.Toolbox()
-    toolbox.register("mate", tools.cxSimulatedBinaryBounded, **box)
-    toolbox.register("mutate", tools.mutPolynomialBounded, indpb=1 / n, **box)
-    toolbox.register(
-        "select", tools.selNSGA3, ref_points=np.unique(np.concatenate(points), axis=0)
-    )
     everyone: list[np.ndarray] = []
 
-    def score(individuals: list) -> None:
-        new = [one for one in individuals if not one.fitness.valid]
-        if new:
-            everyone.append(np.array(new))
-            for one, values in zip(new, surrogate(everyone[-1]), strict=True):
-                one.fitness.values = tuple(values)
+    def score(individuals: list) -> np.ndarray:
+        everyone.append(np.array(individuals))
+        return surrogate(everyone[-1])
 
-    population = [individual(random.uniform(-3, 3) for _ in range(n)) for _ in range(100)]
-    score(population)
-    for _ in range(25):
-        children = algorithms.varAnd(population, toolbox, cxpb=0.7, mutpb=0.3)
-        score(children)
-        population = toolbox.select(population + children, len(population))
+    run_nsga3(score, n, num_tasks, maximize=True, generations=25, seed=seed)
     archive = np.concatenate(everyone)
     return archive[np.asarray(mj.pareto.non_dominated(-surrogate(archive)))]

@@ -6,48 +6,12 @@ sharpens it.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from sklearn.datasets import load_digits
+from digits import init, load, predict, train
 
 import mapjax as mj
 
-
-def init(key):
-    sizes = [(64, 64), (64, 64), (64, 10)]
-    keys = jax.random.split(key, len(sizes))
-    return [
-        {"w": jax.random.normal(k, s) * (2 / s[0]) ** 0.5, "b": jnp.zeros(s[1])}
-        for k, s in zip(keys, sizes, strict=True)
-    ]
-
-
-def predict(params, images):
-    x = images
-    for layer in params[:-1]:
-        x = jax.nn.relu(x @ layer["w"] + layer["b"])
-    return x @ params[-1]["w"] + params[-1]["b"]
-
-
-@jax.jit
-def train(params, images, labels, num_steps):
-    optimizer = optax.adam(3e-3)
-
-    def loss(params):
-        logits = predict(params, images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    def step(_, state):
-        params, moments = state
-        updates, moments = optimizer.update(jax.grad(loss)(params), moments)
-        return optax.apply_updates(params, updates), moments
-
-    return jax.lax.fori_loop(0, num_steps, step, (params, optimizer.init(params)))[0]
-
-
-pixels, labels = map(np.asarray, load_digits(return_X_y=True))
-upright = (pixels / 16).astype(np.float32).reshape(-1, 8, 8)
+upright, labels, first, second = load()
 views = {
     "upright": upright,
     "flipped": upright[:, ::-1],
@@ -55,11 +19,9 @@ views = {
     "turned": upright.transpose(0, 2, 1)[:, ::-1],
 }
 views = {name: x.reshape(-1, 64) for name, x in views.items()}
-order = np.random.default_rng(0).permutation(len(labels))
-first, second = order[:900], order[900:]
 
 together = np.concatenate([x[first] for x in views.values()])
-base = train(init(jax.random.key(0)), together, np.tile(labels[first], 4), 60)
+base = train(init(jax.random.key(0), num_hidden=2), together, np.tile(labels[first], 4), 60)
 experts = {name: train(base, x[first], labels[first], 60) for name, x in views.items()}
 
 evaluator = mj.Evaluator(

@@ -8,55 +8,19 @@ one record of evaluations serves every preference.
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from sklearn.datasets import load_digits
+from digits import init, load, predict, train
 
 import mapjax as mj
 
-
-def init(key):
-    sizes = [(64, 64), (64, 10)]
-    keys = jax.random.split(key, len(sizes))
-    return [
-        {"w": jax.random.normal(k, s) * (2 / s[0]) ** 0.5, "b": jnp.zeros(s[1])}
-        for k, s in zip(keys, sizes, strict=True)
-    ]
-
-
-def predict(params, images):
-    hidden = jax.nn.relu(images @ params[0]["w"] + params[0]["b"])
-    return hidden @ params[1]["w"] + params[1]["b"]
-
-
-@jax.jit
-def train(params, images, labels, num_steps):
-    optimizer = optax.adam(3e-3)
-
-    def loss(params):
-        logits = predict(params, images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    def step(_, state):
-        params, moments = state
-        updates, moments = optimizer.update(jax.grad(loss)(params), moments)
-        return optax.apply_updates(params, updates), moments
-
-    return jax.lax.fori_loop(0, num_steps, step, (params, optimizer.init(params)))[0]
-
-
 # 1. The eight symmetries of the square, and half of the images to train on.
-pixels, labels = map(np.asarray, load_digits(return_X_y=True))
-square = (pixels / 16).astype(np.float32).reshape(-1, 8, 8)
+square, labels, first, second = load()
 views = {
     f"turn{turns}{'_mirror' * mirror}": np.rot90(
         square[:, :, ::-1] if mirror else square, turns, axes=(1, 2)
     ).reshape(-1, 64)
     for mirror, turns in itertools.product((False, True), range(4))
 }
-order = np.random.default_rng(0).permutation(len(labels))
-first, second = order[:900], order[900:]
 
 # 2. A base that saw a little of everything, and one expert for each view.
 everything = np.concatenate([view[first] for view in views.values()])

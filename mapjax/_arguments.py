@@ -4,11 +4,11 @@ import os
 import warnings
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mapjax._keys import is_typed_key
 from mapjax.evaluation import Evaluator
 from mapjax.surrogate import Outputs
 
@@ -42,7 +42,7 @@ def read_box(bounds: tuple[Any, Any], num_coefficients: int) -> tuple[Array, Arr
 
 def check_key(key: Any) -> None:
     """Refuse what is no typed key."""
-    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+    if not is_typed_key(key):
         raise ValueError(
             f"`key` is {key!r}, but must be a typed key: pass `key=jax.random.key(0)`, not a "
             "number and not `jax.random.PRNGKey`."

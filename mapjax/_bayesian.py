@@ -10,6 +10,7 @@ import numpy as np
 
 from mapjax import pareto
 from mapjax._arguments import check_least
+from mapjax._keys import generator
 from mapjax._run import Run
 from mapjax._solution import Solution
 from mapjax._types import PRNGKey
@@ -20,7 +21,6 @@ _MOST_ROUNDS = 10
 _NUM_DRAWS = 64
 _NUM_CANDIDATES = 256
 _MARGIN = 0.1
-_NEAREST = 1e-3
 _LEAST_STEP = 0.02
 _SMALLEST = 1e-12
 ACQUISITIONS = ("hypervolume", "cells")
@@ -127,7 +127,7 @@ def bayesian_front(
         )
     run = Run(
         evaluate,
-        capacity=budget,
+        budget=budget,
         key=key,
         num_coefficients=num_coefficients,
         bounds=bounds,
@@ -142,12 +142,9 @@ def bayesian_front(
         save_to=save_to,
         throw=throw,
         progress=progress,
+        plan=("bayesian_front", acquisition, batch_size, tolerance, design),
     )
-    if budget < run.num_start:
-        raise ValueError(
-            f"`budget` is {budget}, but the base and {run.num_coefficients} experts alone "
-            f"take {run.num_start} evaluations. Pass at least that."
-        )
+    budget = run.num_left
     design_key, key = jax.random.split(key)
     # A quadratic needs to see a merge, too.
     first = min(budget, run.num_start + (not isinstance(run.family, Outputs)))
@@ -205,7 +202,7 @@ def _propose(
         reference=reference,
         ideal=ideal,
         count=count,
-        allowed=_is_new(candidates, known, run.box),
+        allowed=run.is_new(candidates),
         key=ray_key,
     )
     gains = np.asarray(found.gain) / max(float(found.hypervolume), _SMALLEST)
@@ -216,7 +213,7 @@ def _near_front(run: Run, design: str, key: PRNGKey) -> np.ndarray:
     """Offer points of the front, points around them, and some of the design."""
     assert run.front is not None
     host_key, design_key = jax.random.split(key)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(host_key)).ravel())
+    rng = generator(host_key)
     lower, upper = (np.asarray(end) for end in run.box)
     # As many of each whatever the size of the front, so that shapes stay the same.
     front = rng.permutation(np.asarray(run.front.coefficients))
@@ -254,15 +251,6 @@ def _from_cells(run: Run, count: int, key: PRNGKey) -> np.ndarray:
     losses = np.mean((error / np.where(width > 0, width, 1)) ** 2, axis=1)
     chosen = lower + search.propose_cells(unit, losses, count, key=key) * (upper - lower)
     return chosen.astype(lower.dtype)
-
-
-def _is_new(candidates: np.ndarray, known: np.ndarray, box: Any) -> np.ndarray:
-    """Tell which candidates are neither known nor repeat an earlier one."""
-    width = np.asarray(box[1] - box[0])
-    gap = np.abs((candidates[:, None] - known) / width).max(axis=2).min(axis=1)
-    new = np.zeros(len(candidates), bool)
-    new[np.unique(candidates, axis=0, return_index=True)[1]] = True
-    return new & (gap > _NEAREST)
 
 
 def _corners(run: Run, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -117,7 +117,7 @@ def map_front(
     check_least("rounds", rounds, 1)
     run = Run(
         evaluate,
-        capacity=budget,
+        budget=budget,
         key=key,
         num_coefficients=num_coefficients,
         bounds=bounds,
@@ -134,16 +134,7 @@ def map_front(
         progress=progress,
         plan=("map_front", rounds, tolerance, design),
     )
-    least = run.cost * run.num_start
-    if budget < least:
-        raise ValueError(
-            f"`budget` is {budget}, but the base and {run.num_coefficients} experts alone "
-            f"take {least} evaluations. Pass at least that."
-        )
-    # What other runs have saved was paid for, the base and the experts first of all.
-    given = run.recorder.num_given
-    left = budget // run.cost - given + (run.num_start if given else 0)
-    batches = _batches(max(left, run.num_start), run, rounds)
+    batches = _batches(run, rounds)
     design_key, key = jax.random.split(key)
     first = make_design(
         design, batches[0], run.num_coefficients, bounds=run.box, key=design_key
@@ -154,7 +145,7 @@ def map_front(
             trace_key, propose_key, key = jax.random.split(key, 3)
             if not run.fit():
                 break
-            run.trace(trace_key)
+            run.trace(trace_key, rough=count > 0)
             if count == 0 or run.expected_gain() < tolerance:
                 break
             proposals = run.propose(count, propose_key)
@@ -166,14 +157,14 @@ def map_front(
     return run.solution()
 
 
-def _batches(budget: int, run: Run, rounds: int | None) -> list[int]:
+def _batches(run: Run, rounds: int | None) -> list[int]:
     """Share the budget out: what is evaluated at first, and then in each round."""
     first = run.num_start
     if not isinstance(run.family, Outputs):
-        first = max(first + 1, budget // 2)
-    rest = budget - first
+        first = max(first + 1, run.num_left // 2)
+    rest = run.num_left - first
     if rounds == 1 or rest <= 0:
-        return [budget]
+        return [run.num_left]
     if rounds is None:
         rounds = 1 + min(_MOST_ROUNDS, math.ceil(rest / run.num_start))
     parts = np.array_split(np.arange(rest), min(rounds - 1, rest))

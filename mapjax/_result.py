@@ -33,6 +33,25 @@ class RESULTS(eqx.Enumeration):
     )
 
 
+def judge(scores: np.ndarray, needed: int) -> RESULTS:
+    """Say what is wrong with the scores `[samples, tasks]`, the worst first.
+
+    Args:
+        scores: All of them.
+        needed: How many finite scores of each task a fit asks for.
+    """
+    finite = np.isfinite(scores)
+    least = np.where(finite, scores, np.inf).min(axis=0)
+    most = np.where(finite, scores, -np.inf).max(axis=0)
+    if not finite.any(axis=0).all():
+        return RESULTS.no_finite_scores
+    if (least == most).any():
+        return RESULTS.constant_metric
+    if (finite.sum(axis=0) < needed).any():
+        return RESULTS.few_samples
+    return RESULTS.successful if finite.all() else RESULTS.nonfinite_scores
+
+
 class Front(eqx.Module):
     """Points of which none dominates another.
 

@@ -1,18 +1,14 @@
 """One run of a driver: what is evaluated, fitted, traced and handed back."""
 
 import hashlib
-import math
 import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -24,8 +20,18 @@ from mapjax._arguments import (
     read_box,
     read_surrogate,
 )
-from mapjax._result import RESULTS, Front, Samples
-from mapjax._solution import Solution
+from mapjax._keys import generator
+from mapjax._result import RESULTS, Front, Samples, judge
+from mapjax._solution import Solution, provenance
+from mapjax._tracing import (
+    NUM_DRAWS,
+    USUAL_FRONT,
+    importance,
+    padded,
+    predicted_front,
+    trace,
+    with_doubt,
+)
 from mapjax._types import PRNGKey
 from mapjax.evaluation import Recorder, describe_problem
 from mapjax.surrogate import Outputs, fit_outputs, fit_quadratic
@@ -33,10 +39,10 @@ from mapjax.surrogate import Outputs, fit_outputs, fit_quadratic
 GRADIENT_COST = 3
 """How many evaluations a merge counts as that is differentiated too."""
 
-_NUM_DRAWS = 64
 _MOST_INFLATION = 3.0
-_CAUTION = 1.0
-_USUAL_FRONT = 512
+_NEAREST = 1e-3
+_NUM_STEPS = 30
+_ROUGH_STEPS = 6
 
 
 class Run:
@@ -46,6 +52,7 @@ class Run:
         recorder: What was evaluated so far.
         box: Lower and upper ends of the coefficients.
         family: `Outputs`, "quadratic" or "gradient".
+        budget: How many evaluations may be made.
         fitted: The last surrogate, if any.
         front: The last front, if any.
         result: How it went so far.
@@ -55,7 +62,7 @@ class Run:
         self,
         evaluate: Any,
         *,
-        capacity: int,
+        budget: int,
         key: Any,
         num_coefficients: int | None = None,
         bounds: tuple[Any, Any] = (0.0, 1.0),
@@ -74,8 +81,7 @@ class Run:
     ):
         """Check the arguments, which are those of `map_front`; nothing is evaluated yet.
 
-        `capacity` is the most evaluations that a surrogate will be fitted to, and `plan`
-        what else decides where the driver evaluates.
+        `plan` is what else decides where the driver evaluates.
         """
         problem = describe_problem(
             evaluate,
@@ -90,12 +96,17 @@ class Run:
         check_key(key)
         check_least("num_points", num_points, 2)
         check_least("num_generations", num_generations, 1)
-        self.family = read_surrogate(surrogate, evaluate, capacity)
+        self.family = read_surrogate(surrogate, evaluate, budget)
         by_outputs = isinstance(self.family, Outputs)
+        experts = problem.num_coefficients
+        if budget < (least := self.cost * (experts + 1)):
+            raise ValueError(
+                f"`budget` is {budget}, but the base and {experts} experts alone take {least} "
+                "evaluations. Pass at least that."
+            )
         ends = [np.asarray(end).tolist() for end in self.box]
-        search = (num_points, num_generations, capacity)
-        options = (self.family, link, link_bounds, ridge, search, plan)
-        words = repr((jax.random.key_data(key).tolist(), ends, options))
+        options = (self.family, link, link_bounds, ridge, num_points, num_generations, plan)
+        words = repr((jax.random.key_data(key).tolist(), ends, budget, options))
         self.recorder = Recorder(
             problem,
             save_to,
@@ -104,16 +115,14 @@ class Run:
             keep_jacobian=self.family == "gradient",
             progress=progress,
         )
-        capacity = capacity // self.cost + self.recorder.num_given
-        self.capacity, self.num_points, self.ridge = capacity, num_points, ridge
+        self.budget, self.num_points, self.ridge = budget, num_points, ridge
         # A step of the output-space surrogate costs more, and its searches start warm.
         self.num_generations = num_generations or (60 if by_outputs else 150)
-        self.key, self.throw = key, throw
+        self.key, self.throw, self.inflation = key, throw, 1.0
         self.fitted: Any = None
         self.front: Front | None = None
         self.result = RESULTS.successful
         self.num_verified, self.verified = 0, None
-        self.inflation = 1.0
         self.rounds: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}
 
@@ -128,6 +137,11 @@ class Run:
         return GRADIENT_COST if self.family == "gradient" else 1
 
     @property
+    def capacity(self) -> int:
+        """The most samples that a surrogate is fitted to."""
+        return self.budget // self.cost + self.recorder.num_given
+
+    @property
     def num_start(self) -> int:
         """How many merges the base and the experts are."""
         return self.num_coefficients + 1
@@ -136,6 +150,22 @@ class Run:
     def signs(self) -> np.ndarray:
         """What makes every score one to minimise."""
         return self.recorder.problem.signs
+
+    @property
+    def preferences(self) -> np.ndarray:
+        """Weights over the tasks, spread evenly: what is averaged over."""
+        weights = np.asarray(pareto.reference_directions(len(self.signs), self.num_points))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    @property
+    def num_left(self) -> int:
+        """How many merges the budget leaves, the base and the experts included.
+
+        What other runs have saved was paid for, the base and the experts first of all.
+        """
+        given = self.recorder.num_given
+        left = self.budget // self.cost - given + (self.num_start if given else 0)
+        return max(left, self.num_start)
 
     @contextmanager
     def keeping_samples(self) -> Iterator[None]:
@@ -176,15 +206,20 @@ class Run:
             ValueError: If a task has no finite score and the run shall throw.
         """
         samples, problem = self.recorder.samples, self.recorder.problem
-        self.result = self._judge(np.asarray(samples.scores))
+        unknowns = num_unknowns(self.num_coefficients)
+        needed = unknowns if self.family == "quadratic" else 1
+        self.result = judge(np.asarray(samples.scores), needed)
         if self.result == RESULTS.no_finite_scores:
             if self.throw:
                 raise ValueError(RESULTS[self.result])
             return False
         with self._timed("fit"):
-            enough = len(samples) >= num_unknowns(self.num_coefficients)
+            enough = len(samples) >= unknowns
             if not isinstance(self.family, Outputs):
                 self.fitted = self._fit_scalar(samples)
+                usable = self.result in (RESULTS.successful, RESULTS.nonfinite_scores)
+                if usable and (self.fitted.rank < needed).any():
+                    self.result = RESULTS.rank_deficient
             else:
                 tasks = problem.evaluate.tasks
                 correct = self.family.correct and enough
@@ -197,43 +232,42 @@ class Run:
                     degree=self.family.degree,
                     ridge=self.family.ridge,
                     scalar=self._fit_scalar(samples) if correct else None,
-                    importance=self._importance(np.asarray(samples.scores)),
+                    importance=importance(
+                        np.asarray(samples.scores) * self.signs @ self.preferences.T
+                    ),
                     capacity=self.capacity,
                 )
             self.fitted = self.fitted.with_noise(self.inflation)
         return True
 
-    def trace(self, key: PRNGKey) -> Front:
-        """Trace the front of the last surrogate: evolve, then follow its gradient."""
-        from mapjax import search  # evosax and flax behind it load only when needed
-
+    def trace(self, key: PRNGKey, *, rough: bool = False) -> Front:
+        """Trace the front of the last surrogate; roughly, where it only leads to the next."""
         with self._timed("search"):
-            signs = self.signs
-            objective = Minimised(
-                self.fitted, jnp.asarray(signs), jnp.asarray(_CAUTION, signs.dtype)
-            )
-            towards = pareto.reference_directions(len(signs), self.num_points)
-            algorithm = search.NSGA3(
-                population_size=self.num_points,
-                num_coefficients=self.num_coefficients,
-                num_objectives=len(signs),
-                reference_directions=towards,
-            )
-            found = search.evolve(
-                objective,
-                algorithm,
-                self.num_generations,
-                bounds=self.box,
-                key=key,
+            self.front = trace(
+                self.fitted,
+                self.signs,
+                self.box,
+                num_points=self.num_points,
+                num_generations=self.num_generations,
+                num_steps=_ROUGH_STEPS if rough else _NUM_STEPS,
                 start=self._start(),
-                archive_size=self.num_points * (2 if len(signs) <= 3 else 5),
+                key=key,
             )
-            if self.fitted.differentiable:
-                found = search.polish(
-                    objective, found.coefficients, towards, bounds=self.box
-                )
-            self.front = self._predict(found)
         return self.front
+
+    def predict(self, coefficients: Any) -> None:
+        """Take the front from merges that a driver found by itself."""
+        with self._timed("search"):
+            self.front = predicted_front(self.fitted, self.signs, coefficients)
+
+    def is_new(self, candidates: np.ndarray) -> np.ndarray:
+        """Tell which candidates are neither known nor repeat an earlier one."""
+        known = np.asarray(self.recorder.samples.coefficients)
+        width = np.asarray(self.box[1] - self.box[0])
+        gap = np.abs((candidates[:, None] - known) / width).max(axis=2).min(axis=1)
+        first = np.zeros(len(candidates), bool)
+        first[np.unique(candidates, axis=0, return_index=True)[1]] = True
+        return first & (gap > _NEAREST)
 
     def propose(self, count: int, key: PRNGKey) -> np.ndarray:
         """Choose points of the front to evaluate, spread over preferences."""
@@ -241,19 +275,19 @@ class Run:
 
         assert self.front is not None
         with self._timed("search"):
-            candidates = np.asarray(self.front.coefficients)
             preference_key, draw_key = jax.random.split(key)
-            preferences = jax.random.dirichlet(
-                preference_key, jnp.ones(len(self.signs)), (count,)
-            )
-            padded, points = _padded(candidates)
-            draws = np.asarray(self.fitted.draw(padded, count, key=draw_key))[:, :points]
-            draws = np.where(np.isnan(draws), np.asarray(self.front.scores), draws)
-            known = np.asarray(self.recorder.samples.coefficients)
-            gap = np.abs(candidates[:, None] - known).max(axis=2).min(axis=1)
-            width = np.asarray(self.box[1] - self.box[0]).max()
+            random = generator(preference_key)
+            preferences = random.dirichlet(np.ones(len(self.signs)), count)
+            # Of a large front some points are enough, and no more is compiled for them.
+            some = np.sort(random.permutation(len(self.front))[:USUAL_FRONT])
+            candidates = np.asarray(self.front.coefficients)[some]
+            scores = np.asarray(self.front.scores)[some]
+            most = max(count, NUM_DRAWS)  # one number of draws, so that one is compiled
+            draws = self.fitted.draw(padded(candidates), most, key=draw_key)
+            draws = np.asarray(draws)[:count, : len(candidates)]
+            draws = np.where(np.isnan(draws), scores, draws)
             chosen = search.propose(
-                draws * self.signs, np.asarray(preferences), gap > 1e-3 * width
+                draws * self.signs, preferences, self.is_new(candidates)
             )
         return candidates[chosen]
 
@@ -264,10 +298,8 @@ class Run:
         """
         assert self.front is not None
         samples = self.recorder.samples
-        preferences = pareto.reference_directions(len(self.signs), self.num_points)
-        preferences = preferences / preferences.sum(axis=1, keepdims=True)
         reached, hoped = (
-            np.nanmin(np.asarray(x.scores) * self.signs @ preferences.T, axis=0)
+            np.nanmin(np.asarray(x.scores) * self.signs @ self.preferences.T, axis=0)
             for x in (samples, self.front)
         )
         gain = float(np.mean(np.maximum(reached - hoped, 0.0)))
@@ -279,12 +311,12 @@ class Run:
         """Evaluate points spread over the front, and keep the best of all samples."""
         assert self.front is not None
         before = len(self.recorder.samples)
-        chosen = pareto.spread_subset(self.front.scores * self.signs, count)
+        chosen = pareto.spread_subset(np.asarray(self.front.scores) * self.signs, count)
         with self._timed("verify"):
             self.recorder(self.front.coefficients[chosen])
         samples = self.recorder.samples
         self.num_verified = len(samples) - before
-        kept = np.asarray(pareto.non_dominated(samples.scores * self.signs))
+        kept = np.asarray(pareto.non_dominated(np.asarray(samples.scores) * self.signs))
         self.verified = Front(samples.coefficients[kept], samples.scores[kept])
 
     def solution(self) -> Solution:
@@ -292,7 +324,8 @@ class Run:
         samples, problem = self.recorder.samples, self.recorder.problem
         if self.front is not None and self.front.std is None and len(self.front):
             with self._timed("search"):
-                self.front = self._describe(self.front, jax.random.fold_in(self.key, 1))
+                draw_key = jax.random.fold_in(self.key, 1)
+                self.front = with_doubt(self.front, self.fitted, self.signs, draw_key)
         if self.result != RESULTS.successful:
             warnings.warn(self._words(np.asarray(samples.scores)), stacklevel=3)
         return Solution(
@@ -307,18 +340,6 @@ class Run:
             coefficient_names=problem.coefficient_names,
             directions=problem.directions,
         )
-
-    def _importance(self, scores: np.ndarray) -> np.ndarray:
-        """Say how much each sample matters: by how near it comes to the best for someone.
-
-        The mean over preferences of exp(-4 gap), with the gap to the best sample for a
-        preference in standard deviations of all samples.
-        """
-        preferences = pareto.reference_directions(len(self.signs), self.num_points)
-        values = scores * -self.signs @ np.asarray(preferences).T
-        spread = np.nanstd(values, axis=0)
-        gap = (np.nanmax(values, axis=0) - values) / np.where(spread > 0, spread, 1.0)
-        return np.nan_to_num(np.exp(-4 * gap)).mean(axis=1)
 
     def _fit_scalar(self, samples: Samples) -> Any:
         problem = self.recorder.problem
@@ -342,46 +363,10 @@ class Run:
         """Give half a generation of points to begin from: the last front's."""
         if self.front is None or not len(self.front):
             return None
-        kept = pareto.spread_subset(self.front.scores * self.signs, self.num_points // 2)
-        return np.asarray(self.front.coefficients)[np.asarray(kept)]
-
-    def _predict(self, found: Front) -> Front:
-        """Give the points that no other dominates, with scores in the user's direction.
-
-        The search was cautious; the front is of the scores themselves.
-        """
-        coefficients = np.asarray(found.coefficients)
-        padded, points = _padded(coefficients)
-        scores = np.asarray(self.fitted(padded))[:points]
-        kept = np.asarray(pareto.non_dominated(scores * self.signs))
-        return Front(jax.device_put(coefficients[kept]), jax.device_put(scores[kept]))
-
-    def _describe(self, found: Front, key: PRNGKey) -> Front:
-        """Say how sure the points of a predicted front are."""
-        front = self._predict(found)
-        padded, points = _padded(np.asarray(front.coefficients))
-        std = np.asarray(self.fitted.std(padded))[:points]
-        draws = self.fitted.draw(padded, _NUM_DRAWS, key=key) * self.signs
-        # The rows that pad repeat a point, and equal points do not dominate each other.
-        draws = jnp.where(jnp.arange(len(padded))[:, None] < points, draws, jnp.inf)
-        probability = np.asarray(pareto.probability_non_dominated(draws))[:points]
-        return Front(
-            front.coefficients, front.scores, *map(jax.device_put, (std, probability))
+        kept = pareto.spread_subset(
+            np.asarray(self.front.scores) * self.signs, self.num_points // 2
         )
-
-    def _judge(self, scores: np.ndarray) -> RESULTS:
-        """Say what is wrong with the scores, the worst first."""
-        finite = np.isfinite(scores)
-        least = np.where(finite, scores, np.inf).min(axis=0)
-        most = np.where(finite, scores, -np.inf).max(axis=0)
-        if not finite.any(axis=0).all():
-            return RESULTS.no_finite_scores
-        if (least == most).any():
-            return RESULTS.constant_metric
-        needed = num_unknowns(self.num_coefficients)
-        if self.family == "quadratic" and (finite.sum(axis=0) < needed).any():
-            return RESULTS.few_samples
-        return RESULTS.successful if finite.all() else RESULTS.nonfinite_scores
+        return np.asarray(self.front.coefficients)[np.asarray(kept)]
 
     def _words(self, scores: np.ndarray) -> str:
         if self.result == RESULTS.few_samples:
@@ -395,7 +380,6 @@ class Run:
         names = ("r2", "loo_r2", "condition_number", "rank", "ridge")
         fit = {n: getattr(self.fitted, n) for n in names} if self.fitted else {}
         finite = np.isfinite(np.asarray(samples.scores)).all(axis=1)
-        packages = ("mapjax", "jax", "evosax")
         return fit | {
             "surrogate": type(self.fitted).__name__,
             "num_evaluations": self.cost * len(samples),
@@ -403,9 +387,7 @@ class Run:
             "num_failed": int(np.sum(~finite)),
             "rounds": self.rounds,
             "seconds": self.seconds,
-            "key": str(jax.random.key_data(self.key).tolist()),
-            "versions": {name: metadata.version(name) for name in packages},
-            "device": jax.devices()[0].device_kind,
+            **provenance(self.key),
         }
 
     @contextmanager
@@ -416,33 +398,3 @@ class Run:
         finally:
             spent = time.perf_counter() - begun
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
-
-
-class Minimised(eqx.Module):
-    """A surrogate whose scores all want to be small: what the search sees.
-
-    Scores are made worse by `caution` standard deviations. A search for the best predicted
-    merges otherwise ends where the surrogate is most wrong, far from all samples.
-    """
-
-    surrogate: Any
-    signs: Float[Array, " tasks"]
-    caution: Float[Array, ""]
-
-    def __call__(
-        self, coefficients: Float[Array, " coefficients"]
-    ) -> Float[Array, " tasks"]:
-        """Predict the scores of one merge, negated where they are to be maximised."""
-        doubt = jnp.nan_to_num(self.surrogate.std(coefficients))
-        return self.surrogate(coefficients) * self.signs + self.caution * doubt
-
-
-def _padded(points: np.ndarray) -> tuple[np.ndarray, int]:
-    """Repeat the first of a number of points that is known only now.
-
-    Up to a power of two and the usual size of a front, so that little is compiled.
-    """
-    room = max(_USUAL_FRONT, 2 ** math.ceil(math.log2(max(len(points), 1))))
-    return np.concatenate([points, np.repeat(points[:1], room - len(points), 0)]), len(
-        points
-    )

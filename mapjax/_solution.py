@@ -1,16 +1,18 @@
 """The solution: a front, what it was made from, and how to take a point from it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from mapjax import pareto
 from mapjax._result import RESULTS, Front, Point, Samples
-from mapjax._types import ArrayLike, Direction
+from mapjax._types import ArrayLike, Direction, PRNGKey
 from mapjax.evaluation import minimising_signs
 
 _MOST_SHOWN = 8
@@ -317,3 +319,12 @@ def _few(coefficients: np.ndarray) -> str:
     """Write coefficients in a line, and only the first of many."""
     shown = " ".join(f"{value:.2f}" for value in coefficients[:_MOST_SHOWN])
     return shown + (" ..." if len(coefficients) > _MOST_SHOWN else "")
+
+
+def provenance(key: PRNGKey) -> dict[str, Any]:
+    """Say what a run can be repeated with."""
+    return {
+        "key": str(jax.random.key_data(key).tolist()),
+        "versions": {name: version(name) for name in ("mapjax", "jax", "evosax")},
+        "device": jax.devices()[0].device_kind,
+    }

@@ -264,6 +264,45 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, acquisition):
     np.testing.assert_array_equal(resumed.front.scores, whole.front.scores)
 
 
+def test_samples_of_another_run_count_towards_the_budget(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    first = mj.bayesian_front(two_corners, budget=6, save_to=path, **ASKED)
+    more = mj.bayesian_front(
+        two_corners, budget=10, save_to=path, batch_size=2, **{**ASKED, "num_points": 30}
+    )
+    assert 6 < len(more.samples) <= 10
+    given = {*map(tuple, np.asarray(first.samples.coefficients).tolist())}
+    assert given <= {*map(tuple, np.asarray(more.samples.coefficients).tolist())}
+    assert more.stats["num_reused"] == 6
+
+
+def test_a_gradient_counts_as_three_of_the_budget():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4)).astype(np.float32)
+    base, *experts = ({"w": rng.normal(size=(4, 3)).astype(np.float32)} for _ in range(3))
+    tv = mj.TaskVectors.from_params(base, dict(zip("ab", experts, strict=True)))
+    tasks = [
+        mj.Task(
+            name,
+            lambda p, x: x @ p["w"],
+            x,
+            (x @ expert["w"]).argmax(axis=1),
+            mj.metrics.cross_entropy,
+        )
+        for name, expert in zip("ab", experts, strict=True)
+    ]
+    solution = mj.bayesian_front(
+        mj.Evaluator(tv, tasks),
+        budget=17,
+        surrogate="gradient",
+        key=KEY,
+        num_generations=20,
+        num_points=40,
+    )
+    assert len(solution.samples) == 5
+    assert solution.stats["num_evaluations"] == 15
+
+
 @pytest.mark.parametrize("acquisition", ["hypervolume", "cells"])
 def test_minimised_tasks_with_failures_and_a_constant_one(acquisition):
     def losses(c):

@@ -129,6 +129,18 @@ def three_linear_tasks():
 LIGHT: dict[str, Any] = dict(key=KEY, num_generations=40, num_points=40)
 
 
+def test_samples_on_a_line_do_not_determine_a_quadratic():
+    def only_on_an_edge(c):
+        c = np.asarray(c)
+        scores = np.stack([c[:, 0], 1 - c[:, 0] ** 2], axis=1)
+        return np.where(c[:, 1:] == 0, scores, np.nan)
+
+    options: dict[str, Any] = dict(design="simplex_lattice", budget=30, rounds=1)
+    with pytest.warns(UserWarning, match="do not determine the quadratic"):
+        solution = mj.map_front(only_on_an_edge, num_coefficients=2, **options, **LIGHT)
+    assert solution.result == mj.RESULTS.rank_deficient
+
+
 def test_an_evaluator_brings_its_names_directions_and_links():
     solution = mj.map_front(
         three_linear_tasks(), budget=20, verify=4, surrogate="quadratic", rounds=1, **LIGHT

@@ -1,5 +1,6 @@
 """digits8: one perceptron per way to turn, mirror or invert small digits."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -13,8 +14,10 @@ import mapjax as mj
 from benchmarks.suites._suite import Suite
 from mapjax._types import PRNGKey
 
+Transform = Callable[[np.ndarray], np.ndarray]
+
 # Each keeps the label but moves the ink, so that no network is good at all of them.
-TRANSFORMS = {
+TRANSFORMS: dict[str, Transform] = {
     "identity": lambda x: x,
     "mirror_rows": lambda x: x[:, ::-1],
     "mirror_columns": lambda x: x[:, :, ::-1],
@@ -61,37 +64,51 @@ def load(
         expert_steps: Updates of each expert.
         metric: Any that takes logits, and is to be maximised.
     """
+    options = {"base_steps": base_steps, "expert_steps": expert_steps, "metric": metric}
+    return train_suite("digits8", TRANSFORMS, seed, **options)
+
+
+def train_suite(
+    name: str,
+    transforms: Mapping[str, Transform],
+    seed: int,
+    *,
+    base_steps: int,
+    expert_steps: int,
+    metric: mj.metrics.Metric,
+) -> Suite:
+    """Train a base on digits transformed in all ways, and an expert on each way."""
     pixels, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     images = (pixels[order] / 16).astype(np.float32).reshape(-1, 8, 8)
     targets = labels[order].astype(np.int32)
-    inputs = np.stack([t(images).reshape(-1, 64) for t in TRANSFORMS.values()])
+    inputs = np.stack([t(images).reshape(-1, 64) for t in transforms.values()])
     train, validation, test = np.split(
         np.arange(len(order)), [_TRAIN, _TRAIN + _VALIDATION]
     )
 
     init_key, base_key, expert_key = jax.random.split(jax.random.key(seed), 3)
     x, y = jnp.asarray(inputs[:, train]), jnp.asarray(targets[train])
-    everything = x.reshape(-1, 64), jnp.tile(y, len(TRANSFORMS))
+    everything = x.reshape(-1, 64), jnp.tile(y, len(transforms))
     base = _fit(_init(init_key), *everything, base_key, base_steps)
     fit_each = jax.vmap(partial(_fit, steps=expert_steps), in_axes=(None, 0, None, None))
     experts = fit_each(base, x, y, expert_key)
     vectors = mj.TaskVectors.from_params(
         base,
         {
-            name: jax.tree.map(lambda p, i=i: p[i], experts)
-            for i, name in enumerate(TRANSFORMS)
+            task: jax.tree.map(lambda p, i=i: p[i], experts)
+            for i, task in enumerate(transforms)
         },
     )
 
     def on(rows: np.ndarray) -> mj.Evaluator:
         tasks = [
-            mj.Task(name, predict, inputs[i, rows], targets[rows], metric)
-            for i, name in enumerate(TRANSFORMS)
+            mj.Task(task, predict, inputs[i, rows], targets[rows], metric)
+            for i, task in enumerate(transforms)
         ]
         return mj.Evaluator(vectors, tasks)
 
-    return Suite("digits8", seed, vectors, on(validation), on(test))
+    return Suite(name, seed, vectors, on(validation), on(test))
 
 
 def predict(

@@ -10,10 +10,11 @@ import numpy as np
 
 from mapjax import pareto
 from mapjax._arguments import check_least
+from mapjax._keys import generator
 from mapjax._nested._groups import draw_preferences, read_owners, read_preference
 from mapjax._nested._pairing import gram_matrix, read_pairing
 from mapjax._nested._tree import Tree
-from mapjax._result import RESULTS, Front
+from mapjax._result import Front, judge
 from mapjax._run import Run
 from mapjax._solution import Solution
 
@@ -159,7 +160,8 @@ def nested_front(
     )
     size = getattr(evaluate, "num_coefficients", None) or num_coefficients
     most = budget or 1 + 20 * (size if isinstance(size, int) else 1)
-    run = Run(evaluate, capacity=most, **common)
+    plan = ("nested_front", method, repr((preference, pairing, owners)))
+    run = Run(evaluate, budget=most, plan=plan, **common)
     n, experts = run.num_coefficients, run.recorder.problem.coefficient_names
     if n < 2:
         raise ValueError("There is 1 expert, but a tree merges at least two. Add one.")
@@ -175,25 +177,24 @@ def nested_front(
     owned = read_owners(owners, experts, tasks)
     wanted = read_preference(preference, tasks)
     pairs = read_pairing(pairing, experts)
-    if pairs == "cosine":
-        gram_matrix(evaluate)
+    gram = gram_matrix(evaluate) if pairs == "cosine" else None
     by_outputs = run.family != "quadratic"
     budget = _read_budget(budget, n, method, by_outputs, wanted is None)
-    run.capacity = budget
-    random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    run.budget = budget
+    random = generator(key)
     count = _num_preferences(budget, n, num_points, by_outputs)
     preferences = draw_preferences(count, len(tasks), random) if wanted is None else wanted
-    tree = Tree(run, owned, pairs, random)
+    tree = Tree(run, owned, pairs, gram, random)
     with run.keeping_samples():
         last = tree.grow(preferences, budget, rounds=1 if method == "paper" else 2)
         if run.fitted is not None:
             if not by_outputs:
                 run.fit()
-            if run.result == RESULTS.few_samples:  # the front is not that surrogate's
-                run.result = RESULTS.successful
+            # The front is not that surrogate's, which may lack samples.
+            run.result = judge(np.asarray(run.recorder.samples.scores), needed=1)
             if by_outputs and wanted is None:
                 last = tree.compose(draw_preferences(num_points, len(tasks), random))
-            run.front = _front(run, tree, last.rows, by_outputs, key)
+            _set_front(run, tree, last.rows, by_outputs)
             if verify:
                 run.verify(verify)
     solution = run.solution()
@@ -252,17 +253,16 @@ def _num_evaluations(n: int, num_preferences: int) -> int:
     return _PER_PLANE * planes + (n - 2) * num_preferences
 
 
-def _front(run: Run, tree: Tree, rows: np.ndarray, by_outputs: bool, key: Any) -> Front:
+def _set_front(run: Run, tree: Tree, rows: np.ndarray, by_outputs: bool) -> None:
     """Predict the scores of merges and keep those that none dominates."""
     dtype = np.asarray(run.box[0]).dtype
     rows, index = np.unique(rows.astype(dtype), axis=0, return_index=True)
     if by_outputs:
-        assert run.fitted is not None
-        scores = np.asarray(run.fitted(rows)) * run.signs
-        return run._describe(Front(*map(jax.device_put, (rows, scores))), key)
+        run.predict(rows)
+        return
     scores, std = (x[index] for x in tree.scores())
     kept = np.asarray(pareto.non_dominated(scores * run.signs))
-    return Front(*(jax.device_put(x[kept]) for x in (rows, scores, std)))
+    run.front = Front(*(jax.device_put(x[kept]) for x in (rows, scores, std)))
 
 
 def _named(tree: Any, names: Sequence[str]) -> Any:

@@ -1,6 +1,5 @@
 """The plane of two merges: where it meets the box, and its best point."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mapjax._result import Samples
+from mapjax._sizes import room_for
 from mapjax.evaluation import Problem
 from mapjax.surrogate import Quadratic, fit_quadratic
 
@@ -83,7 +83,7 @@ def fit_plane(
     near = np.abs(c - xy @ basis.T).max(axis=1) < _IN_PLANE
     places = np.flatnonzero(near)
     # Rows without a score, up to a power of two, so that few sizes are compiled.
-    capacity = max(32, 2 ** math.ceil(math.log2(len(places))))
+    capacity = room_for(len(places), 32)
     points, values = np.zeros((capacity, 2)), np.full((capacity, scores.shape[1]), np.nan)
     points[: len(places)], values[: len(places)] = xy[places], scores[places]
     # A task that failed everywhere in the plane says nothing about it.

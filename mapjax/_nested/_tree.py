@@ -30,18 +30,17 @@ class Tree:
         run: The record, and the surrogate of all samples.
         owned: Which tasks each expert is for, `[experts, tasks]`.
         pairing: "scores", "cosine" or a tree of pairs.
+        gram: Scalar products of the task vectors, where they decide who is paired.
         levels: The pairs merged so far, and what was left over, level by level.
         path: Every merge: both trees, and both factors `[preferences, 2]`.
         task_evaluations: How many scores were needed: for each evaluation, those of the
             tasks below its node.
     """
 
-    def __init__(self, run: Run, owned: np.ndarray, pairing: Any, random: Any):
+    def __init__(self, run: Run, owned: np.ndarray, pairing: Any, gram: Any, random: Any):
         self.run, self.owned, self.pairing, self.random = run, owned, pairing, random
         self.by_outputs = isinstance(run.family, Outputs)
-        self.gram = None
-        if pairing == "cosine":
-            self.gram = _pairing.gram_matrix(run.recorder.problem.evaluate)
+        self.gram = gram
         self.lower, self.upper = (np.asarray(end, float) for end in run.box)
         self.levels: list[tuple[list[tuple[int, int]], list[int]]] = []
         self.path: list[tuple[Any, Any, np.ndarray]] = []
@@ -163,6 +162,7 @@ class Tree:
         first: bool,
     ) -> None:
         """Evaluate in the planes of all pairs of a level, and fit once."""
+        known = list(np.asarray(self.run.recorder.samples.coefficients))
         chosen: list[np.ndarray] = []
         num_tasks = []
         for (i, j), count in zip(pairs, counts, strict=True):
@@ -184,7 +184,9 @@ class Tree:
                 x, y = factors[k]
                 for _ in range(_NUM_TRIES):
                     row = x * a.rows[place] + y * b.rows[place]
-                    if (first and not self.by_outputs) or self._is_new(row, chosen):
+                    if (first and not self.by_outputs) or self._is_new(
+                        row, [*known, *chosen]
+                    ):
                         break
                     step = _SPREAD * (high[k] - low[k]) * self.random.normal(size=2)
                     x, y = np.clip(factors[k] + step, low[k], high[k])
@@ -206,11 +208,10 @@ class Tree:
             unit[same] = np.concatenate([[[0.5, 0.5]], points])[:-1]
         return unit
 
-    def _is_new(self, row: np.ndarray, chosen: list[np.ndarray]) -> bool:
-        known = np.asarray(self.run.recorder.samples.coefficients)
-        known = np.concatenate([known, *(c[None] for c in chosen)])
+    def _is_new(self, row: np.ndarray, known: list[np.ndarray]) -> bool:
         width = (self.upper - self.lower).max()
-        return bool(np.abs(known - row).max(axis=1).min() > _NEAREST * width)
+        gap = np.abs(np.stack(known) - row).max(axis=1).min()
+        return bool(gap > _NEAREST * width)
 
     def _merge(
         self, groups: list[Group], pairs: list, rest: list[int], preferences: np.ndarray

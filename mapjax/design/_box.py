@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from mapjax import _keys
 
 Bounds = Sequence[Any]
 """Lower and upper end, each a number or one per coefficient."""
@@ -45,13 +46,12 @@ def read_box(
 
 def generator(key: Any) -> np.random.Generator:
     """Return NumPy's randomness for a typed key, or say what was passed instead."""
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed or key.ndim:
+    if not _keys.is_typed_key(key):
         raise ValueError(
             f"`key` is {key!r}, expected one typed key. Pass `key=jax.random.key(0)`, not a "
             "number and not `jax.random.PRNGKey`."
         )
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    return _keys.generator(key)
 
 
 def as_points(points: np.ndarray) -> Float[Array, "points coefficients"]:

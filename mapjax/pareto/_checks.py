@@ -8,15 +8,22 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from mapjax._keys import is_typed_key
+
 
 def is_concrete(*arrays: Any) -> bool:
     """Tell whether values can be looked at, which under a JAX transform they cannot."""
     return not any(isinstance(array, Tracer) for array in arrays)
 
 
+def to_device(values: Any) -> Array:
+    """Make an array; one of NumPy's without compiling a copy for each new shape."""
+    return jax.device_put(values) if isinstance(values, np.ndarray) else jnp.asarray(values)
+
+
 def as_float(values: Any) -> Array:
     """Make an array of floats, keeping a floating dtype as it is."""
-    array = jnp.asarray(values)
+    array = to_device(values)
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
     return array.astype(jnp.result_type(float))
@@ -36,7 +43,7 @@ def as_points(points: Any, name: str = "scores") -> Float[Array, "points objecti
             f"`{name}` has shape {shape}, but must be [points, objectives] with at least "
             f"one of each{hint}."
         )
-    array = jnp.asarray(points)
+    array = to_device(points)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(
             f"`{name}` has dtype {array.dtype}, which has no order; pass real numbers."
@@ -133,8 +140,7 @@ def check_key(key: Any) -> None:
     Raises:
         ValueError: If it is a number, of the old kind, or several keys.
     """
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed or key.ndim:
+    if not is_typed_key(key):
         raise ValueError(
             f"`key` is {key!r}, but must be one typed key; pass `jax.random.key(0)`, not a "
             "number and not `jax.random.PRNGKey`."

@@ -3,13 +3,18 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
-from mapjax.pareto._checks import as_points
+from mapjax.pareto._checks import as_points, is_concrete
 
 _BLOCK = 256
 """Points compared with all others at a time: bounds memory at `_BLOCK x points`."""
+
+_MOST_PADDED = 4096
+"""Points up to which a compilation costs more than some rows that take no part."""
 
 
 def _dominates(
@@ -68,7 +73,14 @@ def non_dominated(scores: ArrayLike) -> Bool[Array, " points"]:
         >>> non_dominated(jnp.array([[0.0, 1.0], [1.0, 1.0], [jnp.nan, 0.0]])).tolist()
         [True, False, False]
     """
-    return _non_dominated(as_points(scores))
+    points = as_points(scores)
+    if not is_concrete(points) or len(points) > _MOST_PADDED:
+        return _non_dominated(points)
+    # Rows that take no part, so that few sizes are compiled.
+    rows = np.asarray(points)
+    missing = room_for(len(rows), _BLOCK) - len(rows)
+    rows = np.pad(rows, ((0, missing), (0, 0)), constant_values=np.nan)
+    return jax.device_put(np.asarray(_non_dominated(jax.device_put(rows)))[: len(points)])
 
 
 @eqx.filter_jit

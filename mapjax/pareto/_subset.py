@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
 from mapjax.pareto._checks import as_points, check_count
 
@@ -43,7 +44,7 @@ def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:
     complete = np.isfinite(points).all(axis=1)
     count = min(num_points, int(np.sum(complete)))
     # Rows that count for nothing, up to a power of two, so that few sizes are compiled.
-    missing = 2 ** int(np.ceil(np.log2(max(len(points), 1)))) - len(points)
+    missing = room_for(len(points)) - len(points)
     points = np.pad(points, ((0, missing), (0, 0)))
     return _farthest(
         jnp.asarray(points), jnp.asarray(np.pad(complete, (0, missing))), count

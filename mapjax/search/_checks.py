@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._keys import is_typed_key
+
 
 def check_count(name: str, value: Any, least: int) -> None:
     """Refuse anything but an int of at least `least`.
@@ -146,8 +148,7 @@ def key_words(key: Any) -> np.ndarray:
     Raises:
         ValueError: If it is something else.
     """
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed or key.ndim:
+    if not is_typed_key(key):
         raise ValueError(
             f"`key` is {key!r}, but must be one typed key; pass `jax.random.key(0)`, not a "
             "number and not `jax.random.PRNGKey(0)`."

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mapjax._result import Front
+from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
 from mapjax.pareto import non_dominated
 from mapjax.search._checks import (
@@ -18,6 +18,7 @@ from mapjax.search._checks import (
     read_bounds,
     read_directions,
 )
+from mapjax.search._compile import quick_jit
 from mapjax.search._distinct import distinct_front
 from mapjax.search._scalarize import smooth_tchebycheff
 
@@ -95,33 +96,39 @@ def polish(
     width = upper - lower
     start = np.clip((np.asarray(coefficients, dtype) - lower) / width, 0, 1)
     # Repeat a point up to a power of two, so that few numbers of points are compiled.
-    room = 2 ** int(np.ceil(np.log2(len(start))))
+    room = room_for(len(start))
     start = np.concatenate([start, np.repeat(start[:1], room - len(start), axis=0)])
     # From the largest smoothing to the last, evenly in logarithms.
-    smoothings = np.geomspace(max(_FIRST_SMOOTHING, smoothing), smoothing, num_steps)
+    largest = max(_FIRST_SMOOTHING, smoothing)
+    ratio = (smoothing / largest) ** (1 / max(num_steps - 1, 1))
     unit, scores = jax.device_get(
-        _polish(
+        quick_jit(_polish)(
             objective,
             start,
             directions.astype(dtype),
             lower,
             width,
-            smoothings.astype(dtype),
+            np.asarray([largest, ratio], dtype),
+            np.asarray(num_steps),
         )
     )
     return distinct_front(lower + unit * width, scores)
 
 
-@eqx.filter_jit
 def _polish(
     objective: Callable[[Array], Array],
     start: Float[ArrayLike, "points coefficients"],
     directions: Float[ArrayLike, "directions objectives"],
     lower: Float[ArrayLike, " coefficients"],
     width: Float[ArrayLike, " coefficients"],
-    smoothings: Float[ArrayLike, " steps"],
+    schedule: Float[ArrayLike, " two"],
+    num_steps: Int[ArrayLike, ""],
 ) -> tuple[Float[Array, "all coefficients"], Float[Array, "all objectives"]]:
-    """Return the given and the polished points, in the unit box, and their objectives."""
+    """Return the given and the polished points, in the unit box, and their objectives.
+
+    The smoothing begins at the first number of the schedule, and each step multiplies it by
+    the second. The number of steps is an array, so that any is compiled once.
+    """
 
     def evaluate(points):
         return evaluate_all(objective, lower + points * width, directions.shape[1])
@@ -138,24 +145,27 @@ def _polish(
         normalised = (objective(lower + point * width) - ideal) / scale
         return smooth_tchebycheff(normalised, direction, smoothing)
 
+    def rise(point, direction, smoothing):
+        now, slope = jax.value_and_grad(value)(point, direction, smoothing)
+        return slope, (now, slope)
+
     def minimise(direction):
-        values = smooth_tchebycheff((scores - ideal) / scale, direction, smoothings[0])
+        values = smooth_tchebycheff((scores - ideal) / scale, direction, schedule[0])
         first = start[jnp.argmin(jnp.where(finite[:, 0], values, jnp.inf))]
 
-        def step(carry, smoothing):
-            point, damping = carry
-            now = value(point, direction, smoothing)
-            slope = jax.grad(value)(point, direction, smoothing)
-            bend = jax.hessian(value)(point, direction, smoothing)
+        def step(_, carry):
+            point, damping, smoothing = carry
+            bend, (now, slope) = jax.jacfwd(rise, has_aux=True)(point, direction, smoothing)
             candidate = jnp.clip(point - _newton(point, slope, bend, damping), 0, 1)
             # Comparisons with NaN are False: a step to nowhere is not taken.
             better = value(candidate, direction, smoothing) <= now
             point = jnp.where(better, candidate, point)
             factor = jnp.where(better, 1 / _DAMPING_FACTOR, _DAMPING_FACTOR)
-            return (point, damping * factor), None
+            return point, damping * factor, smoothing * schedule[1]
 
         damping = jnp.asarray(_FIRST_DAMPING, start.dtype)
-        return jax.lax.scan(step, (first, damping), smoothings)[0][0]
+        carry = (first, damping, jnp.asarray(schedule[0]))
+        return jax.lax.fori_loop(0, num_steps, step, carry)[0]
 
     polished = jax.vmap(minimise)(jnp.asarray(directions))
     return (

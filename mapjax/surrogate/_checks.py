@@ -41,6 +41,15 @@ def check_samples(coefficients: Any, scores: Any) -> tuple[np.ndarray, np.ndarra
     return c, s
 
 
+def check_width(shape: tuple[int, ...], num_coefficients: int) -> None:
+    """Refuse coefficients `[..., coefficients]` of another number than that of the fit."""
+    if not shape or shape[-1] != num_coefficients:
+        raise ValueError(
+            f"`coefficients` has shape {shape}, but this surrogate was fitted to "
+            f"{num_coefficients} coefficients. Pass an array [..., {num_coefficients}]."
+        )
+
+
 def check_links(link: str | Sequence[str], num_tasks: int) -> tuple[str, ...]:
     """Return one known link per task, or say what is wrong."""
     links = (link,) * num_tasks if isinstance(link, str) else tuple(link)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
 from mapjax.surrogate._mixtures import Metric, Rows, make_rows
 from mapjax.surrogate._output_surrogate import OutputSurrogate
@@ -274,7 +275,7 @@ def _take(x: ArrayLike, usable: np.ndarray, dtype: Any) -> np.ndarray:
 
     What is compiled for one number of samples then serves others.
     """
-    room = max(8, 2 ** int(np.ceil(np.log2(len(usable)))))
+    room = room_for(len(usable), 8)
     taken = np.zeros((room, *x.shape[1:]), jnp.promote_types(x.dtype, dtype))
     taken[: len(usable)] = np.asarray(x)[usable]
     return taken
@@ -295,7 +296,7 @@ def _padded(matrix: np.ndarray, rows: Rows, dtype: Any) -> Array:
 def _scores(rows: list[Rows], matrix: np.ndarray, dtype: Any) -> np.ndarray:
     """Score weighted sums of samples, one per row of the matrix, on every task."""
     count = len(matrix)
-    room = max(8, 2 ** int(np.ceil(np.log2(count))))
+    room = room_for(count, 8)
     filled = np.pad(np.nan_to_num(matrix), ((0, room - count), (0, 0)))
     scores = [_score_all(r, _padded(filled, r, dtype)) for r in rows]
     found = np.stack([np.asarray(s, np.float64)[:count] for s in scores], axis=1)

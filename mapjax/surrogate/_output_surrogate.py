@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mapjax._types import ArrayLike, PRNGKey
+from mapjax.surrogate._checks import check_width
 from mapjax.surrogate._mixtures import Rows
 from mapjax.surrogate._quadratic import Quadratic
 
@@ -83,11 +84,6 @@ class OutputSurrogate(eqx.Module):
         """Whether every metric has a derivative that says something."""
         return all(task.metric.differentiable for task in self.tasks)
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the surrogate holds."""
-        return sum(x.nbytes for x in jax.tree.leaves(eqx.filter(self, eqx.is_array)))
-
     @eqx.filter_jit
     def __call__(
         self, coefficients: Float[ArrayLike, "*batch coefficients"]
@@ -155,13 +151,12 @@ class OutputSurrogate(eqx.Module):
         # Eigenvalues, since rounding can turn the smallest below zero.
         values, vectors = jnp.linalg.eigh(left)
         root = vectors * jnp.sqrt(jnp.maximum(values, 0))
-        shared, own = jax.random.split(key)
-        shape = (num_draws, len(c), len(self.tasks))
-        path = jnp.einsum(
-            "pq,dqt->dpt", root, jax.random.normal(shared, shape), precision=HIGHEST
-        )
+        # All at once, as each call of a generator is compiled for itself.
+        shape = (1 + noise, num_draws, len(c), len(self.tasks))
+        normal = jax.random.normal(key, shape, c.dtype)
+        path = jnp.einsum("pq,dqt->dpt", root, normal[0], precision=HIGHEST)
         if noise:
-            path = path + jnp.sqrt(self._floor) * jax.random.normal(own, shape)
+            path = path + jnp.sqrt(self._floor) * normal[1]
         variance = jnp.sum(root**2, axis=1) + self._floor
         size = jax.vmap(self._deviation)(variance) / jnp.sqrt(variance)[:, None]
         return (self(c) + size * path).astype(c.dtype)
@@ -178,11 +173,7 @@ class OutputSurrogate(eqx.Module):
     def _each(self, function, coefficients: ArrayLike) -> Array:
         c = jnp.asarray(coefficients, self.samples.dtype)
         n = self.samples.shape[1]
-        if c.ndim == 0 or c.shape[-1] != n:
-            raise ValueError(
-                f"`coefficients` has shape {c.shape}, but this surrogate was fitted to {n} "
-                f"coefficients. Pass an array [..., {n}]."
-            )
+        check_width(c.shape, n)
         if c.ndim == 1:
             return function(c)
         flat = c.reshape(-1, n)

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mapjax._types import ArrayLike, PRNGKey
+from mapjax.surrogate._checks import check_width
 from mapjax.surrogate._links import per_task
 
 HIGHEST = lax.Precision.HIGHEST
@@ -125,11 +126,10 @@ class Quadratic(eqx.Module):
         z = self._standardise(coefficients)
         spread, slope, variance = self._posterior(z)
         tasks, points = len(self.links), len(z)
-        keys = jax.random.split(key, 3)
-        shared, common, own = (
-            jax.random.normal(k, (num_draws, *shape, tasks), z.dtype)
-            for k, shape in zip(keys, [spread.shape[-1:], (1,), (points,)], strict=True)
-        )
+        features = spread.shape[-1]
+        # All at once, as each call of a generator is compiled for itself.
+        normal = jax.random.normal(key, (num_draws, features + 1 + points, tasks), z.dtype)
+        shared, common, own = jnp.split(normal, [features, features + 1], axis=1)
         path = jnp.einsum("ptf,dft->dpt", spread, shared, precision=HIGHEST)
         path = path + jnp.sqrt(self.inverse_total) * common
         deviation = slope * path + jnp.sqrt(variance) * own * noise
@@ -163,12 +163,7 @@ class Quadratic(eqx.Module):
 
     def _standardise(self, coefficients: ArrayLike) -> Array:
         c = jnp.asarray(coefficients)
-        if c.ndim == 0 or c.shape[-1] != self.shift.shape[0]:
-            raise ValueError(
-                f"`coefficients` has shape {c.shape}, but this surrogate was fitted to "
-                f"{self.shift.shape[0]} coefficients. Pass an array "
-                f"[..., {self.shift.shape[0]}]."
-            )
+        check_width(c.shape, self.shift.shape[0])
         return (c - self.shift) / self.scale
 
     def _posterior(self, z: Array) -> tuple[Array, Array, Array]:

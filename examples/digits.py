@@ -1,0 +1,64 @@
+"""What the examples share: small digits in several views, and a network to read them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+
+def load(num_train=900):
+    """Load 1,797 real images as squares, their labels, and two halves of the rows."""
+    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
+    squares = (pixels / 16).astype(np.float32).reshape(-1, 8, 8)
+    order = np.random.default_rng(0).permutation(len(labels))
+    return squares, labels, order[:num_train], order[num_train:]
+
+
+def init(key, num_hidden=1):
+    """Draw the weights of a perceptron with so many hidden layers."""
+    sizes = [(64, 64)] * num_hidden + [(64, 10)]
+    keys = jax.random.split(key, len(sizes))
+    return [
+        {"w": jax.random.normal(k, s) * (2 / s[0]) ** 0.5, "b": jnp.zeros(s[1])}
+        for k, s in zip(keys, sizes, strict=True)
+    ]
+
+
+def predict(params, images):
+    """Compute logits."""
+    x = images
+    for layer in params[:-1]:
+        x = jax.nn.relu(x @ layer["w"] + layer["b"])
+    return x @ params[-1]["w"] + params[-1]["b"]
+
+
+@jax.jit
+def train(params, images, labels, num_steps):
+    """Minimise the cross-entropy with Adam."""
+    optimizer = optax.adam(3e-3)
+
+    def loss(params):
+        logits = predict(params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(_, state):
+        params, moments = state
+        updates, moments = optimizer.update(jax.grad(loss)(params), moments)
+        return optax.apply_updates(params, updates), moments
+
+    return jax.lax.fori_loop(0, num_steps, step, (params, optimizer.init(params)))[0]
+
+
+def two_views(num_train=900):
+    """Train a base on digits upright and upside down, and an expert on either.
+
+    Returns the base, the experts by name, and held-out images by name with their labels.
+    """
+    squares, labels, first, second = load(num_train)
+    views = {"upright": squares, "flipped": squares[:, ::-1, ::-1]}
+    views = {name: x.reshape(-1, 64) for name, x in views.items()}
+    both = np.concatenate([x[first] for x in views.values()])
+    base = train(init(jax.random.key(0)), both, np.tile(labels[first], 2), 20)
+    experts = {name: train(base, x[first], labels[first], 60) for name, x in views.items()}
+    return base, experts, {name: x[second] for name, x in views.items()}, labels[second]

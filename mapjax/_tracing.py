@@ -1,0 +1,130 @@
+"""The front of a surrogate: traced, predicted, and how sure it is."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mapjax import pareto
+from mapjax._result import Front
+from mapjax._sizes import room_for
+from mapjax._types import ArrayLike, PRNGKey
+
+NUM_DRAWS = 64
+_CAUTION = 1.0
+USUAL_FRONT = 512
+
+
+class Minimised(eqx.Module):
+    """A surrogate whose scores all want to be small: what the search sees.
+
+    Scores are made worse by `caution` standard deviations. A search for the best predicted
+    merges otherwise ends where the surrogate is most wrong, far from all samples.
+    """
+
+    surrogate: Any
+    signs: Float[ArrayLike, " tasks"]
+    caution: Float[ArrayLike, ""]
+
+    def __call__(
+        self, coefficients: Float[Array, " coefficients"]
+    ) -> Float[Array, " tasks"]:
+        """Predict the scores of one merge, negated where they are to be maximised."""
+        doubt = jnp.nan_to_num(self.surrogate.std(coefficients))
+        return self.surrogate(coefficients) * self.signs + self.caution * doubt
+
+
+def trace(
+    surrogate: Any,
+    signs: np.ndarray,
+    box: tuple[Array, Array],
+    *,
+    num_points: int,
+    num_generations: int,
+    num_steps: int,
+    start: np.ndarray | None,
+    key: PRNGKey,
+) -> Front:
+    """Evolve a front, then follow its gradient where there is one.
+
+    Args:
+        surrogate: From coefficients to scores.
+        signs: What makes every score one to minimise.
+        box: Lower and upper ends of the coefficients.
+        num_points: About how many points to trace.
+        num_generations: Generations of the search.
+        num_steps: Steps along the gradient, where there is one.
+        start: Points to begin from.
+        key: A typed key.
+    """
+    from mapjax import search  # evosax and flax behind it load only when needed
+
+    objective = Minimised(surrogate, signs, np.asarray(_CAUTION, signs.dtype))
+    towards = pareto.reference_directions(len(signs), num_points)
+    algorithm = search.NSGA3(
+        population_size=num_points,
+        num_coefficients=len(box[0]),
+        num_objectives=len(signs),
+        reference_directions=towards,
+    )
+    found = search.evolve(
+        objective,
+        algorithm,
+        num_generations,
+        bounds=box,
+        key=key,
+        start=start,
+        archive_size=num_points * (2 if len(signs) <= 3 else 5),
+    )
+    if surrogate.differentiable:
+        found = search.polish(
+            objective, found.coefficients, towards, bounds=box, num_steps=num_steps
+        )
+    # The search was cautious; the front is of the scores themselves.
+    return predicted_front(surrogate, signs, found.coefficients)
+
+
+def predicted_front(surrogate: Any, signs: np.ndarray, coefficients: Any) -> Front:
+    """Predict scores, and keep the merges that no other dominates."""
+    coefficients = np.asarray(coefficients)
+    scores = np.asarray(surrogate(padded(coefficients)))[: len(coefficients)]
+    kept = np.asarray(pareto.non_dominated(scores * signs))
+    return Front(jax.device_put(coefficients[kept]), jax.device_put(scores[kept]))
+
+
+def with_doubt(front: Front, surrogate: Any, signs: np.ndarray, key: PRNGKey) -> Front:
+    """Say how sure the points of a predicted front are."""
+    points, room = len(front), padded(np.asarray(front.coefficients))
+    std = np.asarray(surrogate.std(room))[:points]
+    draws = np.asarray(surrogate.draw(room, NUM_DRAWS, key=key)) * signs
+    draws[:, points:] = np.inf  # what only fills up dominates nothing
+    probability = np.asarray(pareto.probability_non_dominated(draws))[:points]
+    doubt = map(jax.device_put, (std, probability))
+    return Front(front.coefficients, front.scores, *doubt)
+
+
+def importance(values: np.ndarray) -> np.ndarray:
+    """Say how much each sample matters: by how near it comes to the best for someone.
+
+    The mean over preferences of exp(-4 gap), with the gap to the best sample for a
+    preference in standard deviations of all samples.
+
+    Args:
+        values: What each preference makes of each sample, minimised, `[samples,
+            preferences]`; NaN where a score is missing.
+    """
+    spread = np.nanstd(values, axis=0)
+    gap = (values - np.nanmin(values, axis=0)) / np.where(spread > 0, spread, 1.0)
+    return np.nan_to_num(np.exp(-4 * gap)).mean(axis=1)
+
+
+def padded(points: np.ndarray) -> np.ndarray:
+    """Repeat the first of a number of points that is known only now.
+
+    Up to a power of two and the usual size of a front, so that little is compiled.
+    """
+    room = room_for(len(points), USUAL_FRONT)
+    return np.concatenate([points, np.repeat(points[:1], room - len(points), 0)])
