@@ -268,7 +268,7 @@ def test_samples_of_another_run_count_towards_the_budget(tmp_path):
     path = tmp_path / "samples.jsonl"
     first = mj.bayesian_front(two_corners, budget=6, save_to=path, **ASKED)
     more = mj.bayesian_front(
-        two_corners, budget=10, save_to=path, batch_size=2, **{**ASKED, "num_points": 30}
+        two_corners, budget=10, save_to=path, **{**ASKED, "key": jax.random.key(7)}
     )
     assert 6 < len(more.samples) <= 10
     given = {*map(tuple, np.asarray(first.samples.coefficients).tolist())}

@@ -140,6 +140,59 @@ def test_front_draws_standard_deviations_where_there_are_some():
     assert not plot.front(solution).containers
 
 
+class Sure:
+    """A surrogate that knows scores up to a common shift."""
+
+    def __init__(self, surrogate):
+        self.surrogate = surrogate
+
+    def __call__(self, c):
+        return self.surrogate(c)
+
+    def draw(self, c, num_draws, *, key, noise):
+        assert not noise
+        shift = np.linspace(-0.05, 0.05, num_draws)[:, None, None]
+        return np.asarray(self(c)) + shift
+
+
+@pytest.mark.parametrize("directions", [("maximize", "minimize"), ("minimize", "maximize")])
+def test_front_shades_the_band_of_sampled_fronts(directions):
+    solution = make_solution(2, directions=directions)
+    solution = make_solution(
+        2, directions=directions, surrogate=Sure(solution.surrogate), verified=None
+    )
+    ax = plot.front(solution)
+    (band,) = [x for x in ax.collections if x.get_label() == "front, 90 % sure"]
+    corners = band.get_paths()[0].vertices
+    # Every point of the front is within the band, if it is no end of the front.
+    signs = np.array([1 if d == "minimize" else -1 for d in directions])
+    front = np.unique(np.asarray(solution.front.scores) * signs, axis=0)
+    front = front[[not (front < p).all(axis=1).any() for p in front]]
+    inner = front[(front[:, 0] > front[:, 0].min() + 0.1)]
+    for point in inner[:-1]:
+        near = corners[np.abs(corners[:, 0] * signs[0] - point[0]) < 2e-3][:, 1] * signs[1]
+        assert near.min() - 1e-3 <= point[1] <= near.max() + 1e-3
+    assert not plot.front(make_solution(3), tasks=(0, 1)).containers
+    assert png(ax.figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("draw", [plot.front, plot.pairs, plot.parallel])
+def test_standard_deviations_are_drawn_for_three_tasks(draw):
+    solution = make_solution(3)
+    std = jnp.full_like(solution.front.scores, 0.05).at[0].set(jnp.nan)
+    front = Front(solution.front.coefficients, solution.front.scores, std)
+
+    def lines(drawn):
+        axes = drawn.axes if isinstance(drawn, Figure) else [drawn]
+        png(axes[0].figure)  # lines in space are laid out when drawn
+        found = [x for ax in axes for x in ax.collections if "Line" in type(x).__name__]
+        return sum(len(x.get_segments()) for x in found)
+
+    assert lines(draw(make_solution(3, front=front))) == lines(draw(solution)) + (
+        6 if draw is plot.pairs else 3
+    ) * (len(front) - 1)
+
+
 def test_front_without_verification_or_uniform_merge():
     solution = make_solution(2, verified=None, num_verified=0)
     few = Samples(solution.samples.coefficients[:3], solution.samples.scores[:3])

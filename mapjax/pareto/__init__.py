@@ -1,5 +1,6 @@
 """Fronts, reference directions, indicators and picks; everything is minimised."""
 
+from mapjax.pareto._attainment import attainment_band as attainment_band
 from mapjax.pareto._directions import das_dennis as das_dennis
 from mapjax.pareto._directions import reference_directions as reference_directions
 from mapjax.pareto._directions import riesz_energy as riesz_energy

@@ -84,6 +84,19 @@ def groups(solution: Solution) -> list[Group]:
     return found
 
 
+def draw_bars(solution: Solution, chosen: Sequence[int], ax: Axes) -> None:
+    """Draw bars of one standard deviation at the points of the front that have one."""
+    if solution.front.std is None:
+        return
+    scores = np.asarray(solution.front.scores)[:, chosen]
+    std = np.asarray(solution.front.std)[:, chosen]
+    both = finite(np.concatenate([scores, std], axis=1))
+    middle, (across, *up) = both[:, : len(chosen)].T, both[:, len(chosen) :].T
+    style = dict(fmt="none", ecolor=BLUE, alpha=0.25, linewidth=1, zorder=1)
+    # `errorbar` takes the last axis first.
+    ax.errorbar(*middle, *up[::-1], across, **style)
+
+
 def references(solution: Solution) -> list[tuple[str, str, int, str]]:
     """List kind, label, row in the samples and marker of base, uniform merge, experts."""
     marks = [("base", "base", "base", "s"), ("uniform", "uniform merge", "uniform", "D")]

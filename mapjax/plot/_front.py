@@ -3,20 +3,26 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from mapjax import pareto
 from mapjax._solution import Solution
+from mapjax.evaluation import minimising_signs
 from mapjax.plot._figure import (
     BLUE,
     GREY,
     Axes,
     axis_label,
+    draw_bars,
     finite,
     groups,
     new_figure,
     task_indices,
     tidy,
 )
+
+_NUM_DRAWS = 200
 
 
 def front(
@@ -60,10 +66,12 @@ def front(
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
     if flat:
-        _draw_bars(solution, chosen, ax)
+        if not _draw_band(solution, chosen, ax):
+            draw_bars(solution, chosen, ax)
         tidy(ax)
         ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False)
     else:
+        draw_bars(solution, chosen, ax)
         ax.locator_params(nbins=5)
         _turn(solution, chosen, ax, labels[2])
         ax.legend(loc="center left", bbox_to_anchor=(1.12, 0.5), frameon=False)
@@ -109,11 +117,36 @@ def _turn(solution: Solution, chosen: Sequence[int], ax: Any, label: str) -> Non
     ax.computed_zorder = False  # references stay visible in front of what hides them
 
 
-def _draw_bars(solution: Solution, chosen: Sequence[int], ax: Axes) -> None:
-    if solution.front.std is None:
-        return
-    scores = np.asarray(solution.front.scores)[:, chosen]
-    std = np.asarray(solution.front.std)[:, chosen]
-    both = finite(np.concatenate([scores, std], axis=1))
-    x, y, dx, dy = both.T
-    ax.errorbar(x, y, dy, dx, fmt="none", ecolor=BLUE, alpha=0.25, linewidth=1, zorder=1)
+def _draw_band(solution: Solution, chosen: Sequence[int], ax: Axes) -> bool:
+    """Shade where the front is, with 90 % probability, if there is something to draw from.
+
+    A front of more tasks than two is no line in the plane of two of them.
+    """
+    draw = getattr(solution.surrogate, "draw", None)
+    if draw is None or len(solution.task_names) != 2 or not len(solution.front):
+        return False
+    signs = minimising_signs(solution.directions)[list(chosen)]
+    scores = np.asarray(solution.front.scores)[:, chosen] * signs
+    # Any key: the picture of a solution is always the same.
+    draws = draw(
+        solution.front.coefficients, _NUM_DRAWS, key=jax.random.key(0), noise=False
+    )
+    draws = np.asarray(draws)[..., chosen] * signs
+    low, high = np.nanmin(draws[..., 0]), np.nanmax(draws[..., 0])
+    if not np.isfinite([low, high]).all():
+        return False
+    levels = np.linspace(low, high, 400)
+    band = np.stack(pareto.attainment_band(draws, levels, probability=0.9))
+    shown = np.isfinite(band[0])
+    # Where some draws have no point yet, the band is open: up to the worst of the front.
+    band = np.minimum(band, np.nanmax(scores[:, 1]))[:, shown]
+    ax.fill_between(
+        levels[shown] * signs[0],
+        *(band * signs[1]),
+        color=BLUE,
+        alpha=0.15,
+        linewidth=0,
+        zorder=1,
+        label="front, 90 % sure",
+    )
+    return True

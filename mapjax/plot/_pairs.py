@@ -1,13 +1,14 @@
 """A matrix of fronts over every pair of tasks."""
 
 from mapjax._solution import Solution
-from mapjax.plot._figure import Figure, axis_label, groups, new_figure, tidy
+from mapjax.plot._figure import Figure, axis_label, draw_bars, groups, new_figure, tidy
 
 
 def pairs(solution: Solution) -> Figure:
     """Draw the front over every pair of tasks.
 
-    Points that no other dominates in all tasks may look dominated in a pair.
+    Points that no other dominates in all tasks may look dominated in a pair. Bars are of one
+    standard deviation, where the front has them.
 
     Args:
         solution: What to draw.
@@ -35,6 +36,7 @@ def pairs(solution: Solution) -> Figure:
                 continue
             for group in shown:
                 group.draw(ax, (j, i + 1), scale=1.0 if count < 3 else 0.5)
+            draw_bars(solution, (j, i + 1), ax)
             tidy(ax)
             ax.locator_params(nbins=4)
             if i == count - 1:

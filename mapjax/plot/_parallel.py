@@ -3,7 +3,7 @@
 import numpy as np
 
 from mapjax._solution import Solution
-from mapjax.plot._figure import GREY, Axes, finite, groups, new_figure
+from mapjax.plot._figure import BLUE, GREY, Axes, finite, groups, new_figure
 
 _LINES = {
     "predicted": dict(linewidth=0.9, alpha=0.35),
@@ -18,7 +18,8 @@ def parallel(solution: Solution, *, ax: Axes | None = None) -> Axes:
     """Draw every point as a line over the tasks, better scores higher up.
 
     Each task has an axis of its own, from the worst to the best score drawn, whose values
-    stand at its ends; the axis of a task that is minimised is turned over.
+    stand at its ends; the axis of a task that is minimised is turned over. Shades reach one
+    standard deviation up and down from predicted scores.
 
     Args:
         solution: What to draw.
@@ -56,6 +57,13 @@ def parallel(solution: Solution, *, ax: Axes | None = None) -> Axes:
         drawn = ax.plot(places, ((group.scores - worst) / span).T, markersize=8, **line)
         for first in drawn[:1]:
             first.set_label(group.label)
+    if solution.front.std is not None:
+        std = np.asarray(solution.front.std)
+        both = finite(np.concatenate([np.asarray(solution.front.scores), std], axis=1))
+        scores, std = np.split(both, 2, axis=1)
+        ends = ((end - worst) / span for end in (scores - std, scores + std))
+        everywhere = np.broadcast_to(places, scores.shape)
+        ax.vlines(everywhere, *ends, color=BLUE, alpha=0.08, linewidth=5, zorder=1)
     ax.set_xticks(places, names)
     ax.set_yticks([])
     for place, (bottom, top) in enumerate(zip(worst, best, strict=True)):
