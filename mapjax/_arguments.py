@@ -8,16 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mapjax._keys import is_typed_key
 from mapjax.evaluation import Evaluator
 from mapjax.surrogate import Outputs
 
 _OUTPUTS_SHARE = 0.25
-
-
-def num_unknowns(num_coefficients: int) -> int:
-    """Count what a quadratic of so many coefficients has to learn."""
-    return (num_coefficients + 1) * (num_coefficients + 2) // 2
 
 
 def read_box(bounds: tuple[Any, Any], num_coefficients: int) -> tuple[Array, Array]:
@@ -38,15 +32,6 @@ def read_box(bounds: tuple[Any, Any], num_coefficients: int) -> tuple[Array, Arr
             "both finite."
         )
     return lower, upper
-
-
-def check_key(key: Any) -> None:
-    """Refuse what is no typed key."""
-    if not is_typed_key(key):
-        raise ValueError(
-            f"`key` is {key!r}, but must be a typed key: pass `key=jax.random.key(0)`, not a "
-            "number and not `jax.random.PRNGKey`."
-        )
 
 
 def check_least(name: str, value: int | None, least: int) -> None:

@@ -61,7 +61,7 @@ def bayesian_front(
         evaluate: An `Evaluator`, or any function from `[candidates, coefficients]` to
             scores `[candidates, tasks]`.
         budget: How many merges to evaluate at most, at least one more than there are
-            coefficients: the base and the experts.
+            experts: the base and the experts.
         key: A typed key. The same key gives the same solution.
         acquisition: "hypervolume", the noisy expected hypervolume improvement of joint
             draws from the posterior, over the traced front, points around it and new points
@@ -150,7 +150,8 @@ def bayesian_front(
     first = min(budget, run.num_start + (not isinstance(run.family, Outputs)))
     size = batch_size or max(1, math.ceil((budget - first) / _MOST_ROUNDS))
     size = min(size, _NUM_CANDIDATES)
-    start = make_design(design, first, run.num_coefficients, bounds=run.box, key=design_key)
+    shape: dict[str, Any] = dict(bounds=run.box, num_experts=run.num_experts)
+    start = make_design(design, first, run.num_coefficients, key=design_key, **shape)
     with run.keeping_samples():
         run.evaluate(start)
         for done in [*range(first, budget, size), budget]:
@@ -228,6 +229,7 @@ def _near_front(run: Run, design: str, key: PRNGKey) -> np.ndarray:
         first + _NUM_CANDIDATES // 8,
         run.num_coefficients,
         bounds=run.box,
+        num_experts=run.num_experts,
         key=design_key,
     )[first:]
     return np.concatenate([front, near, np.asarray(fresh)]).astype(front.dtype)

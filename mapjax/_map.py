@@ -50,7 +50,7 @@ def map_front(
         evaluate: An `Evaluator`, or any function from `[candidates, coefficients]` to
             scores `[candidates, tasks]`.
         budget: How many merges to evaluate, at least one more than there are
-            coefficients: the base and the experts. With an `Evaluator` that is enough for
+            experts: the base and the experts. With an `Evaluator` that is enough for
             a good front, and two to four times that for a very good one. With a function
             the paper's advice is about `(N + 1) * (N + 2)`.
         key: A typed key. The same key gives the same solution.
@@ -137,7 +137,12 @@ def map_front(
     batches = _batches(run, rounds)
     design_key, key = jax.random.split(key)
     first = make_design(
-        design, batches[0], run.num_coefficients, bounds=run.box, key=design_key
+        design,
+        batches[0],
+        run.num_coefficients,
+        bounds=run.box,
+        num_experts=run.num_experts,
+        key=design_key,
     )
     with run.keeping_samples():
         run.evaluate(first)

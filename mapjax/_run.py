@@ -13,14 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mapjax import pareto
-from mapjax._arguments import (
-    check_key,
-    check_least,
-    num_unknowns,
-    read_box,
-    read_surrogate,
-)
-from mapjax._keys import generator
+from mapjax._arguments import check_least, read_box, read_surrogate
+from mapjax._keys import check_key, generator
 from mapjax._result import RESULTS, Front, Samples, judge
 from mapjax._solution import Solution, provenance
 from mapjax._tracing import (
@@ -34,7 +28,7 @@ from mapjax._tracing import (
 )
 from mapjax._types import PRNGKey
 from mapjax.evaluation import Recorder, describe_problem
-from mapjax.surrogate import Outputs, fit_outputs, fit_quadratic
+from mapjax.surrogate import Outputs, fit_outputs, fit_quadratic, hessian_rank, num_unknowns
 
 GRADIENT_COST = 3
 """How many evaluations a merge counts as that is differentiated too."""
@@ -98,7 +92,7 @@ class Run:
         check_least("num_generations", num_generations, 1)
         self.family = read_surrogate(surrogate, evaluate, budget)
         by_outputs = isinstance(self.family, Outputs)
-        experts = problem.num_coefficients
+        experts = problem.num_experts
         if budget < (least := self.cost * (experts + 1)):
             raise ValueError(
                 f"`budget` is {budget}, but the base and {experts} experts alone take {least} "
@@ -142,9 +136,19 @@ class Run:
         return self.budget // self.cost + self.recorder.num_given
 
     @property
+    def num_experts(self) -> int:
+        """How many experts share the columns out."""
+        return self.recorder.problem.num_experts
+
+    @property
+    def low_rank(self) -> int | None:
+        """Rank of a quadratic's Hessian beside its diagonal; None for a full one."""
+        return hessian_rank(self.num_coefficients, self.num_experts, self.capacity)
+
+    @property
     def num_start(self) -> int:
         """How many merges the base and the experts are."""
-        return self.num_coefficients + 1
+        return 1 + self.num_experts
 
     @property
     def signs(self) -> np.ndarray:
@@ -206,7 +210,7 @@ class Run:
             ValueError: If a task has no finite score and the run shall throw.
         """
         samples, problem = self.recorder.samples, self.recorder.problem
-        unknowns = num_unknowns(self.num_coefficients)
+        unknowns = num_unknowns(self.num_coefficients, self.low_rank)
         needed = unknowns if self.family == "quadratic" else 1
         self.result = judge(np.asarray(samples.scores), needed)
         if self.result == RESULTS.no_finite_scores:
@@ -214,7 +218,6 @@ class Run:
                 raise ValueError(RESULTS[self.result])
             return False
         with self._timed("fit"):
-            enough = len(samples) >= unknowns
             if not isinstance(self.family, Outputs):
                 self.fitted = self._fit_scalar(samples)
                 usable = self.result in (RESULTS.successful, RESULTS.nonfinite_scores)
@@ -222,7 +225,8 @@ class Run:
                     self.result = RESULTS.rank_deficient
             else:
                 tasks = problem.evaluate.tasks
-                correct = self.family.correct and enough
+                correct = self.family.correct and len(samples) >= unknowns
+                values = np.asarray(samples.scores) * self.signs @ self.preferences.T
                 self.fitted = fit_outputs(
                     samples.coefficients,
                     self.recorder.outputs(),
@@ -232,27 +236,23 @@ class Run:
                     degree=self.family.degree,
                     ridge=self.family.ridge,
                     scalar=self._fit_scalar(samples) if correct else None,
-                    importance=importance(
-                        np.asarray(samples.scores) * self.signs @ self.preferences.T
-                    ),
+                    importance=importance(values),
                     capacity=self.capacity,
+                    num_experts=self.num_experts,
                 )
             self.fitted = self.fitted.with_noise(self.inflation)
         return True
 
     def trace(self, key: PRNGKey, *, rough: bool = False) -> Front:
         """Trace the front of the last surrogate; roughly, where it only leads to the next."""
+        options: dict[str, Any] = dict(
+            num_points=self.num_points,
+            num_generations=self.num_generations,
+            num_steps=_ROUGH_STEPS if rough else _NUM_STEPS,
+            start=self._start(),
+        )
         with self._timed("search"):
-            self.front = trace(
-                self.fitted,
-                self.signs,
-                self.box,
-                num_points=self.num_points,
-                num_generations=self.num_generations,
-                num_steps=_ROUGH_STEPS if rough else _NUM_STEPS,
-                start=self._start(),
-                key=key,
-            )
+            self.front = trace(self.fitted, self.signs, self.box, key=key, **options)
         return self.front
 
     def predict(self, coefficients: Any) -> None:
@@ -286,9 +286,8 @@ class Run:
             draws = self.fitted.draw(padded(candidates), most, key=draw_key)
             draws = np.asarray(draws)[:count, : len(candidates)]
             draws = np.where(np.isnan(draws), scores, draws)
-            chosen = search.propose(
-                draws * self.signs, preferences, self.is_new(candidates)
-            )
+            new = self.is_new(candidates)
+            chosen = search.propose(draws * self.signs, preferences, new)
         return candidates[chosen]
 
     def expected_gain(self) -> float:
@@ -303,8 +302,8 @@ class Run:
             for x in (samples, self.front)
         )
         gain = float(np.mean(np.maximum(reached - hoped, 0.0)))
-        spent = self.cost * len(samples)
-        self.rounds.append({"num_evaluations": spent, "expected_gain": gain})
+        spent = {"num_evaluations": self.cost * len(samples)}
+        self.rounds.append(spent | {"expected_gain": gain})
         return gain
 
     def verify(self, count: int) -> None:
@@ -327,7 +326,7 @@ class Run:
                 draw_key = jax.random.fold_in(self.key, 1)
                 self.front = with_doubt(self.front, self.fitted, self.signs, draw_key)
         if self.result != RESULTS.successful:
-            warnings.warn(self._words(np.asarray(samples.scores)), stacklevel=3)
+            warnings.warn(self._words(samples), stacklevel=3)
         return Solution(
             front=self.front or Front(samples.coefficients[:0], samples.scores[:0]),
             samples=samples,
@@ -339,6 +338,7 @@ class Run:
             task_names=problem.task_names or (),
             coefficient_names=problem.coefficient_names,
             directions=problem.directions,
+            experts=problem.expert_names,
         )
 
     def _fit_scalar(self, samples: Samples) -> Any:
@@ -357,21 +357,21 @@ class Run:
             num_examples=problem.num_examples,
             ridge=self.ridge,
             jacobian=jacobian,
+            num_experts=self.low_rank,
         )
 
     def _start(self) -> np.ndarray | None:
         """Give half a generation of points to begin from: the last front's."""
         if self.front is None or not len(self.front):
             return None
-        kept = pareto.spread_subset(
-            np.asarray(self.front.scores) * self.signs, self.num_points // 2
-        )
-        return np.asarray(self.front.coefficients)[np.asarray(kept)]
+        scores = np.asarray(self.front.scores) * self.signs
+        kept = np.asarray(pareto.spread_subset(scores, self.num_points // 2))
+        return np.asarray(self.front.coefficients)[kept]
 
-    def _words(self, scores: np.ndarray) -> str:
+    def _words(self, samples: Samples) -> str:
         if self.result == RESULTS.few_samples:
-            usable = np.isfinite(scores).sum(axis=0).min()
-            missing = num_unknowns(self.num_coefficients) - usable
+            missing = num_unknowns(self.num_coefficients, self.low_rank)
+            missing -= np.isfinite(np.asarray(samples.scores)).sum(axis=0).min()
             return f"{RESULTS[self.result]} {missing} more evaluations would determine it."
         return RESULTS[self.result]
 
@@ -379,12 +379,12 @@ class Run:
         """Collect what a reader needs to trust and repeat a result."""
         names = ("r2", "loo_r2", "condition_number", "rank", "ridge")
         fit = {n: getattr(self.fitted, n) for n in names} if self.fitted else {}
-        finite = np.isfinite(np.asarray(samples.scores)).all(axis=1)
+        failed = ~np.isfinite(np.asarray(samples.scores)).all(axis=1)
         return fit | {
             "surrogate": type(self.fitted).__name__,
             "num_evaluations": self.cost * len(samples),
             "num_reused": len(samples) - self.recorder.num_new,
-            "num_failed": int(np.sum(~finite)),
+            "num_failed": int(np.sum(failed)),
             "rounds": self.rounds,
             "seconds": self.seconds,
             **provenance(self.key),

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from mapjax import pareto
 from mapjax._result import RESULTS, Front, Point, Samples
 from mapjax._types import ArrayLike, Direction, PRNGKey
+from mapjax.design import corners
 from mapjax.evaluation import minimising_signs
 
 _MOST_SHOWN = 8
@@ -38,8 +39,10 @@ class Solution(eqx.Module):
             `save_to`; `seconds` by stage; `key`, `versions`, `device`.
         num_verified: How many of the last samples were made to verify.
         task_names: The tasks, in the order of the scores.
-        coefficient_names: The experts, in the order of the coefficients.
+        coefficient_names: One per coefficient: the experts, or experts and groups.
         directions: "maximize" or "minimize", task by task.
+        experts: The experts, each with as many coefficients, side by side; None if each has
+            one, by whose name it goes.
     """
 
     front: Front
@@ -52,6 +55,12 @@ class Solution(eqx.Module):
     task_names: tuple[str, ...] = eqx.field(static=True)
     coefficient_names: tuple[str, ...] = eqx.field(static=True)
     directions: tuple[Direction, ...] = eqx.field(static=True)
+    experts: tuple[str, ...] | None = eqx.field(static=True, default=None)
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """The experts, of which ones in all their coefficients are the merge."""
+        return self.coefficient_names if self.experts is None else self.experts
 
     @property
     def num_evaluations(self) -> int:
@@ -261,13 +270,18 @@ class Solution(eqx.Module):
 
     def _references(self) -> list[tuple[str, str, int]]:
         """List label, name and row in the samples, of those that were sampled."""
-        n = len(self.coefficient_names)
-        each = [("base", "base", np.zeros(n))]
-        for name, row in zip(self.coefficient_names, np.eye(n), strict=True):
+        names = self.expert_names
+        base, *rows = self._corners()
+        each = [("base", "base", base)]
+        for name, row in zip(names, rows, strict=True):
             each.append((f"expert {name}", name, row))
-        each.append(("uniform merge", "uniform", np.full(n, 1 / n)))
+        each.append(("uniform merge", "uniform", np.full(len(base), 1 / len(names))))
         found = [(label, name, self._row(c)) for label, name, c in each]
         return [(label, name, row) for label, name, row in found if row is not None]
+
+    def _corners(self) -> np.ndarray:
+        """Give the base and the experts as coefficients."""
+        return np.asarray(corners(len(self.coefficient_names), len(self.expert_names)))
 
     def _row(self, coefficients: np.ndarray) -> int | None:
         """Find a merge among the samples."""
@@ -277,14 +291,15 @@ class Solution(eqx.Module):
 
     def _own_experts(self) -> np.ndarray:
         """Give the score of each task's own expert, NaN where there is none."""
-        names = self.coefficient_names
+        names = self.expert_names
+        rows = self._corners()[1:]
         own = [names.index(t) if t in names else None for t in self.task_names]
         if own == [None] * len(names):
             own = list(range(len(names)))
         samples = np.asarray(self.samples.scores)
         scores = np.full(len(own), np.nan, samples.dtype)
         for task, expert in enumerate(own):
-            row = None if expert is None else self._row(np.eye(len(names))[expert])
+            row = None if expert is None else self._row(rows[expert])
             if row is not None:
                 scores[task] = samples[row, task]
         return scores

@@ -2,8 +2,8 @@
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from mapjax import _tree
+from mapjax._low_rank import LowRank
 from mapjax._types import ArrayLike, wide
+
+
+class Group(NamedTuple):
+    """Tensors that share their coefficients: a name, and the tensors' key paths."""
+
+    name: str
+    paths: tuple[str, ...]
 
 
 class TaskVectors(eqx.Module):
@@ -23,13 +31,17 @@ class TaskVectors(eqx.Module):
     Attributes:
         base: The base parameters, leaves that are not merged included.
         vectors: A tree like the base, with the differences of each leaf stacked along a
-            new first axis `[coefficients, ...]`, and None for a leaf that is left alone.
+            new first axis `[coefficients, ...]`, a `LowRank` that stands for them, or None
+            for a leaf that is left alone.
         names: The experts' names; the order of the coefficients.
+        groups: What `mapjax.group` made: which tensors have coefficients of their own. Empty if
+            each expert has one coefficient.
     """
 
     base: PyTree
     vectors: PyTree
     names: tuple[str, ...] = eqx.field(static=True)
+    groups: tuple[Group, ...] = eqx.field(static=True, default=())
 
     @classmethod
     def from_params(
@@ -102,15 +114,27 @@ class TaskVectors(eqx.Module):
 
     @property
     def num_tasks(self) -> int:
-        """The number of experts, and so of coefficients."""
+        """The number of experts."""
         return len(self.names)
+
+    @property
+    def num_coefficients(self) -> int:
+        """The number of experts, times that of the groups where there are any."""
+        return len(self.names) * max(1, len(self.groups))
+
+    @property
+    def coefficient_names(self) -> tuple[str, ...]:
+        """The experts, or experts and groups such as "mnist/layer0", group after group."""
+        if not self.groups:
+            return self.names
+        return tuple(f"{name}/{group.name}" for name in self.names for group in self.groups)
 
     @property
     def left_alone(self) -> dict[str, str]:
         """Key paths of the leaves that a merge takes from the base, and why."""
         vectors = _tree.values_up_to(self.base, self.vectors)
         return {
-            leaf.path: leaf.kept
+            leaf.path: leaf.kept or "no vector"
             for leaf, v in zip(_tree.leaves(self.base), vectors, strict=True)
             if v is None
         }
@@ -131,7 +155,7 @@ class TaskVectors(eqx.Module):
         return jnp.clip(gram / (safe[:, None] * safe), -1.0, 1.0)
 
 
-def merge(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence[float]) -> PyTree:
+def merge(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence) -> PyTree:
     r"""Merge linearly: $\theta(c) = \theta_0 + \sum_i c_i v_i$, with no normalisation.
 
     Sums in float32 at least and rounds once, to the dtype of each leaf of the base.
@@ -142,6 +166,8 @@ def merge(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence[float]) 
         task_vectors: The base and the vectors.
         coefficients: One number per expert, in the order of `names`. Zeros give the
             base, a one at `i` gives expert `i` up to the rounding of its difference.
+            With groups also one per expert and group, `[experts, groups]`, or the same in
+            one row, as drivers have them: in the order of `coefficient_names`.
 
     Returns:
         Parameters like the base: same tree, dtypes and shardings.
@@ -159,37 +185,64 @@ def merge(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence[float]) 
     References:
         Ilharco et al., *Editing Models with Task Arithmetic*, ICLR 2023, arXiv 2212.04089.
     """
+    return _merge(task_vectors, read_coefficients(task_vectors, coefficients))
+
+
+def read_coefficients(task_vectors: TaskVectors, coefficients: Any) -> Array:
+    """Return the coefficients `[experts]` or `[experts, groups]`, or say what is wrong."""
     try:
         c = jnp.asarray(coefficients)
     except TypeError as error:
         raise ValueError(_not_numbers(task_vectors, coefficients)) from error
     if jnp.issubdtype(c.dtype, jnp.complexfloating):
         raise ValueError(_not_numbers(task_vectors, coefficients))
-    if c.shape != (task_vectors.num_tasks,):
-        raise ValueError(
-            f"`coefficients` has shape {c.shape}, but there are {task_vectors.num_tasks} "
-            f"experts {task_vectors.names}: pass one number per expert, shape "
-            f"({task_vectors.num_tasks},). For a batch use "
-            "`jax.vmap(mapjax.merge, (None, 0))(task_vectors, coefficients)`."
-        )
+    n, num_groups = task_vectors.num_tasks, len(task_vectors.groups)
+    if c.shape in ((n,), (n, num_groups)):
+        return c
+    if num_groups and c.shape == (n * num_groups,):
+        return c.reshape(n, num_groups)
+    grouped = f", or ({n}, {num_groups}) for one per group" if num_groups else ""
+    raise ValueError(
+        f"`coefficients` has shape {c.shape}, but there are {n} experts "
+        f"{task_vectors.names}: pass one number per expert, shape ({n},){grouped}. For a "
+        "batch use `jax.vmap(mapjax.merge, (None, 0))(task_vectors, coefficients)`."
+    )
 
-    return _merge(task_vectors, c)
 
+def merge_leaves(
+    task_vectors: TaskVectors, c: Array, join: Callable[[Any, Array, Any], Any]
+) -> PyTree:
+    """Replace each merged leaf by what `join` makes of it, its coefficients and vectors.
 
-@eqx.filter_jit
-def _merge(task_vectors: TaskVectors, c: Array) -> PyTree:
-    base = jax.tree.leaves(task_vectors.base)
+    Args:
+        task_vectors: The base and the vectors.
+        c: `[experts]` or `[experts, groups]`.
+        join: From a leaf of the base, coefficients `[experts]` and the leaf's vectors.
+    """
+    leaves = _tree.leaves(task_vectors.base)
     vectors = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
+    columns = {
+        path: i for i, group in enumerate(task_vectors.groups) for path in group.paths
+    }
     merged = [
-        leaf if v is None else _add(leaf, c, v)
-        for leaf, v in zip(base, vectors, strict=True)
+        leaf.value
+        if v is None
+        else join(leaf.value, c if c.ndim == 1 else c[:, columns[leaf.path]], v)
+        for leaf, v in zip(leaves, vectors, strict=True)
     ]
     return _tree.rebuild(task_vectors.base, merged)
 
 
-def _add(leaf: Array, c: Array, vectors: Array) -> Array:
+@eqx.filter_jit
+def _merge(task_vectors: TaskVectors, c: Array) -> PyTree:
+    return merge_leaves(task_vectors, c, _add)
+
+
+def _add(leaf: Array, c: Array, vectors: Array | LowRank) -> Array:
     dtype = wide(leaf.dtype)
     total = leaf.astype(dtype)
+    if isinstance(vectors, LowRank):
+        return (total + vectors.combine(c.astype(dtype))).astype(leaf.dtype)
     # A chain of multiply-adds is one fused, multi-threaded loop, for a batch too; the same
     # contraction as a matrix product took 1.4 to 1.7 times as long on CPU, single or batched
     # (benchmarks/bench_merge.py).
@@ -279,8 +332,15 @@ def _differences(base: Array, experts: list[Array], dtype: Any) -> Array:
 @eqx.filter_jit
 def _gram(task_vectors: TaskVectors) -> Float[Array, "coefficients coefficients"]:
     total = jnp.zeros((task_vectors.num_tasks,) * 2)
-    for v in jax.tree.leaves(task_vectors.vectors):
+    for v in jax.tree.leaves(task_vectors.vectors, is_leaf=_is_low_rank):
+        if isinstance(v, LowRank):
+            total = total + v.gram()
+            continue
         flat = v.reshape(v.shape[0], -1).astype(wide(v.dtype))
         gram = jnp.matmul(flat, flat.conj().T, precision=jax.lax.Precision.HIGHEST)
         total = total + gram.real
     return total
+
+
+def _is_low_rank(node: Any) -> bool:
+    return isinstance(node, LowRank)

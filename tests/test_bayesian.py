@@ -349,7 +349,7 @@ def test_a_second_run_compiles_no_acquisition_again():
         ({"tolerance": np.nan}, "`tolerance` is nan"),
         ({"verify": -1}, "`verify` is -1"),
         ({"design": "circle"}, "circle"),
-        ({"key": 0}, "must be a typed key"),
+        ({"key": 0}, "must be one typed key"),
         ({"bounds": (1.0, 0.0)}, "every lower bound must be below"),
         ({"surrogate": "outputs"}, "`surrogate` predicts outputs"),
         ({"num_coefficients": None}, "`num_coefficients` is None"),

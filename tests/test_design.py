@@ -213,8 +213,8 @@ def test_d_optimal_reaches_the_known_optimum_of_a_square():
         ((5, 2), {"bounds": (0.0, 0.5, 1.0)}, r"3 entries, expected `\(lower, upper\)`"),
         ((5, 2), {"bounds": (0.0, np.inf)}, "expected finite numbers"),
         ((5, 2), {"bounds": (np.zeros(3), 1.0)}, r"entry of shape \(3,\)"),
-        ((5, 2), {"key": jax.random.PRNGKey(0)}, "expected one typed key"),
-        ((5, 2), {"key": jax.random.split(KEY)}, "expected one typed key"),
+        ((5, 2), {"key": jax.random.PRNGKey(0)}, "must be one typed key"),
+        ((5, 2), {"key": jax.random.split(KEY)}, "must be one typed key"),
     ],
 )
 def test_bad_input_says_what_and_where(maker, arguments, options, message):

@@ -354,9 +354,9 @@ def test_a_second_run_compiles_nothing_new():
         ({"design": "circle"}, "circle"),
         (
             {"key": 0},
-            r"`key` is 0, but must be a typed key: pass `key=jax.random.key\(0\)`",
+            r"`key` is 0, but must be one typed key: pass `key=jax.random.key\(0\)`",
         ),
-        ({"key": jax.random.PRNGKey(0)}, "must be a typed key"),
+        ({"key": jax.random.PRNGKey(0)}, "must be one typed key"),
         ({"num_coefficients": None}, "`num_coefficients` is None, but must be said"),
         ({"verify": -1}, "`verify` is -1"),
         ({"num_points": 1}, "`num_points` is 1"),

@@ -305,7 +305,7 @@ def test_owners_say_whose_tasks_are_whose():
         (dict(budget=0), "`budget` is 0, but must be at least 1"),
         (dict(verify=-1), "`verify` is -1"),
         (dict(num_coefficients=1), "a tree merges at least two"),
-        (dict(key=0), "must be a typed key"),
+        (dict(key=0), "must be one typed key"),
     ],
 )
 def test_errors_come_before_any_evaluation(options, message):

@@ -185,7 +185,8 @@ def test_standard_deviations_are_drawn_for_three_tasks(draw):
     def lines(drawn):
         axes = drawn.axes if isinstance(drawn, Figure) else [drawn]
         png(axes[0].figure)  # lines in space are laid out when drawn
-        found = [x for ax in axes for x in ax.collections if "Line" in type(x).__name__]
+        found: list[Any] = [x for ax in axes for x in ax.collections]
+        found = [x for x in found if "Line" in type(x).__name__]
         return sum(len(x.get_segments()) for x in found)
 
     assert lines(draw(make_solution(3, front=front))) == lines(draw(solution)) + (
@@ -385,3 +386,44 @@ new_figure(1, 1).add_subplot(projection="3d")
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_fronts_of_several_runs_are_staircases_of_two_tasks():
+    both = ("maximize", "minimize", "maximize")
+    solutions = {
+        "one": make_solution(3, directions=both),
+        "two": make_solution(3, directions=both, verified=None),
+    }
+    ax = plot.fronts(solutions, ("task 1", 2))
+    assert [line.get_label() for line in ax.lines] == ["one", "two"]
+    scores = np.asarray(solutions["one"].front.scores)[:, 1:]
+    keep = [
+        p
+        for p in scores
+        if not ((scores[:, 0] < p[0]) & (scores[:, 1] >= p[1])).any()
+        and not ((scores[:, 0] <= p[0]) & (scores[:, 1] > p[1])).any()
+    ]
+    drawn = np.transpose(ax.lines[0].get_data())
+    np.testing.assert_allclose(drawn, sorted(map(tuple, keep)), rtol=1e-6)
+    measured = np.transpose(plot.fronts(solutions, verified=True).lines[1].get_data())
+    samples = np.asarray(solutions["two"].samples.scores)[:, :2]
+    assert {*map(tuple, measured.tolist())} <= {*map(tuple, samples.tolist())}
+    assert png(ax.figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("solutions", "tasks", "message"),
+    [
+        ({}, None, "`solutions` is empty"),
+        (
+            {"a": make_solution(2), "b": make_solution(3)},
+            None,
+            "Draw runs on the same tasks",
+        ),
+        ({"a": make_solution(3)}, (1, 1), "two different tasks"),
+        ({"a": make_solution(3)}, (0, 1, 2), "two different tasks"),
+    ],
+)
+def test_fronts_that_cannot_be_compared(solutions, tasks, message):
+    with pytest.raises(ValueError, match=message):
+        plot.fronts(solutions, tasks)

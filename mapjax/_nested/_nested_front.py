@@ -163,6 +163,11 @@ def nested_front(
     plan = ("nested_front", method, repr((preference, pairing, owners)))
     run = Run(evaluate, budget=most, plan=plan, **common)
     n, experts = run.num_coefficients, run.recorder.problem.coefficient_names
+    if n > run.num_experts:
+        raise ValueError(
+            f"The {run.num_experts} experts have {n} coefficients in groups, but a tree "
+            "merges whole experts. Pass task vectors without groups, or use `map_front`."
+        )
     if n < 2:
         raise ValueError("There is 1 expert, but a tree merges at least two. Add one.")
     tasks = run.recorder.problem.task_names

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mapjax import _keys
-
 Bounds = Sequence[Any]
 """Lower and upper end, each a number or one per coefficient."""
 
@@ -42,16 +40,6 @@ def read_box(
             "with lower < upper. Swap or correct them."
         )
     return lower, upper
-
-
-def generator(key: Any) -> np.random.Generator:
-    """Return NumPy's randomness for a typed key, or say what was passed instead."""
-    if not _keys.is_typed_key(key):
-        raise ValueError(
-            f"`key` is {key!r}, expected one typed key. Pass `key=jax.random.key(0)`, not a "
-            "number and not `jax.random.PRNGKey`."
-        )
-    return _keys.generator(key)
 
 
 def as_points(points: np.ndarray) -> Float[Array, "points coefficients"]:

@@ -4,15 +4,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.stats import qmc
 
+from mapjax._keys import generator
 from mapjax._types import ArrayLike
-from mapjax.design._box import (
-    Bounds,
-    as_points,
-    distinct,
-    generator,
-    quadratic_basis,
-    read_box,
-)
+from mapjax.design._box import Bounds, as_points, distinct, quadratic_basis, read_box
 from mapjax.design._corners import starting_points
 
 
@@ -22,6 +16,7 @@ def d_optimal(
     *,
     bounds: Bounds = (0.0, 1.0),
     candidates: ArrayLike | None = None,
+    num_experts: int | None = None,
     key: Array,
 ) -> Float[Array, "points coefficients"]:
     r"""Choose points that maximise the determinant of the quadratic's information.
@@ -34,16 +29,18 @@ def d_optimal(
 
     Args:
         num_points: How many; $(N+1)(N+2)/2$ or more determine a quadratic.
-        num_coefficients: How many experts there are.
+        num_coefficients: How many there are.
         bounds: Ends of the box, each a number or one per coefficient.
         candidates: Points to choose from, one per row, at least `num_points` distinct
             ones; by default a Sobol sequence and points at the ends and the middle of
             the box.
+        num_experts: How many experts share the coefficients out, as `corners` takes it.
         key: A typed key, for the candidates.
 
     Raises:
-        ValueError: If a number is below 1, bounds are reversed, the key is not typed, or
-            candidates are too few, of another length or outside the bounds.
+        ValueError: If a number is below 1, bounds are reversed, the experts cannot share
+            the coefficients evenly, the key is not typed, or candidates are too few, of
+            another length or outside the bounds.
 
     Example:
         >>> import jax
@@ -56,7 +53,7 @@ def d_optimal(
     """
     lower, upper = read_box(num_points, num_coefficients, bounds)
     rng = generator(key)
-    first = starting_points(lower.size)
+    first = starting_points(lower.size, num_experts)
     first = first[((lower <= first) & (first <= upper)).all(axis=1)]
     if candidates is None:
         pool = lower + (upper - lower) * _default_candidates(num_points, lower.size, rng)

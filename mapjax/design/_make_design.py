@@ -22,6 +22,8 @@ DESIGNS = {
 }
 """Every design by its name."""
 
+_BY_EXPERT = ("d_optimal", "multiscale")
+
 
 def make_design(
     name: str,
@@ -29,6 +31,7 @@ def make_design(
     num_coefficients: int,
     *,
     bounds: Bounds = (0.0, 1.0),
+    num_experts: int | None = None,
     key: Array,
 ) -> Float[Array, "points coefficients"]:
     r"""Make a design that starts with the base, the experts and the uniform merge.
@@ -40,13 +43,15 @@ def make_design(
     Args:
         name: One of `DESIGNS`.
         num_points: How many points, those at the start included.
-        num_coefficients: How many experts there are, N.
+        num_coefficients: How many coefficients there are, N.
         bounds: Ends of the box, each a number or one per coefficient.
+        num_experts: How many experts share the coefficients out, as `corners` takes it. A
+            design on the simplex has one for all of them, and so stays near the base.
         key: A typed key.
 
     Raises:
-        ValueError: If the name is unknown, a number is below 1, bounds are reversed or the
-            key is not typed.
+        ValueError: If the name is unknown, a number is below 1, bounds are reversed, the
+            experts cannot share the coefficients evenly or the key is not typed.
 
     Example:
         >>> import jax
@@ -56,8 +61,9 @@ def make_design(
     if name not in DESIGNS:
         raise ValueError(f"Unknown `design` {name!r}. Choose from {sorted(DESIGNS)}.")
     read_box(num_points, num_coefficients, bounds)
-    first = starting_points(num_coefficients)
+    first = starting_points(num_coefficients, num_experts)
     # As many as all, so that enough are left when those at the start are among them.
-    points = DESIGNS[name](num_points, num_coefficients, bounds=bounds, key=key)
+    options = {"num_experts": num_experts} if name in _BY_EXPERT else {}
+    points = DESIGNS[name](num_points, num_coefficients, bounds=bounds, key=key, **options)
     rows = distinct(np.concatenate([first, np.asarray(points, np.float64)]))
     return as_points(keep_determined(rows, num_points, given=len(first)))

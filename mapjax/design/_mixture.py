@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Array, Float
 
-from mapjax.design._box import Bounds, as_points, distinct, generator, read_box
+from mapjax._keys import generator
+from mapjax.design._box import Bounds, as_points, distinct, read_box
 from mapjax.design._d_optimal import keep_determined
 
 

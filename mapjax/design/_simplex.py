@@ -5,14 +5,8 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Array, Float
 
-from mapjax.design._box import (
-    Bounds,
-    as_points,
-    distinct,
-    generator,
-    nearest_to_base,
-    read_box,
-)
+from mapjax._keys import generator
+from mapjax.design._box import Bounds, as_points, distinct, nearest_to_base, read_box
 
 
 def simplex_lattice(

@@ -4,7 +4,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.stats import qmc
 
-from mapjax.design._box import Bounds, as_points, generator, nearest_to_base, read_box
+from mapjax._keys import generator
+from mapjax.design._box import Bounds, as_points, nearest_to_base, read_box
 
 
 def sobol(
@@ -44,6 +45,7 @@ def multiscale(
     num_coefficients: int,
     *,
     bounds: Bounds = (0.0, 1.0),
+    num_experts: int | None = None,
     key: Array,
 ) -> Float[Array, "points coefficients"]:
     r"""Fill the box, densest near the base: Sobol points, each shrunk by its own factor.
@@ -51,13 +53,14 @@ def multiscale(
     With many experts, most of a box are merges whose coefficients sum to far too much. A
     point of the box is moved towards the base by a factor of $N^{-v}$ with $v$ even
     between 0 and 1, which reaches from the whole box down to the scale of the uniform
-    merge, $1/N$.
+    merge of $N$ experts, $1/N$.
 
     Args:
         num_points: How many.
-        num_coefficients: Dimensions of the box, N.
+        num_coefficients: Dimensions of the box.
         bounds: Its ends, each a number or one per coefficient; points move towards that of
             the box which is nearest to the base.
+        num_experts: N; by default as many as coefficients.
         key: A typed key, for the scrambling.
 
     Raises:
@@ -72,7 +75,7 @@ def multiscale(
     lower, upper = read_box(num_points, num_coefficients, bounds)
     unit = _unit_sobol(num_points, num_coefficients + 1, generator(key))
     origin = nearest_to_base(lower, upper)
-    shrink = num_coefficients ** -unit[:, -1:]
+    shrink = (num_experts or num_coefficients) ** -unit[:, -1:]
     point = lower + (upper - lower) * unit[:, :-1]
     return as_points(origin + shrink * (point - origin))
 

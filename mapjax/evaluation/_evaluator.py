@@ -1,5 +1,6 @@
 """The evaluator: batches of coefficients to scores, on one device or many."""
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +48,8 @@ class Evaluator:
 
         Args:
             rule: Task vectors, merged linearly, or any function `coefficients ->
-                parameters` written in JAX.
+                parameters` written in JAX. Those that `mapjax.group` made take one column
+                per expert and group, with the groups of an expert side by side.
             tasks: What to score on, a list of `mapjax.Task`.
             num_coefficients: How many coefficients a rule takes that is a function.
             chunk_size: How many candidates are evaluated at once on each device. By
@@ -96,11 +98,27 @@ class Evaluator:
 
     @property
     def coefficient_names(self) -> tuple[str, ...]:
-        """The experts' names where they are known."""
-        vectors = getattr(self.rule, "args", (None,))[0]
-        if isinstance(vectors, TaskVectors):
-            return vectors.names
+        """The experts' names where they are known, with those of groups if there are any."""
+        vectors = self._task_vectors
+        if vectors is not None:
+            return vectors.coefficient_names
         return tuple(f"c{i}" for i in range(self.num_coefficients))
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """The experts' names: those of the coefficients, where there are no groups."""
+        vectors = self._task_vectors
+        return self.coefficient_names if vectors is None else vectors.names
+
+    @property
+    def _task_vectors(self) -> TaskVectors | None:
+        """What is merged, where the rule says so."""
+        first = (getattr(self.rule, "args", None) or (None,))[0]
+        vectors = getattr(self.rule, "task_vectors", first)
+        known = isinstance(vectors, TaskVectors)
+        return (
+            vectors if known and vectors.num_coefficients == self.num_coefficients else None
+        )
 
     @property
     def chunk_size(self) -> int:
@@ -131,6 +149,11 @@ class Evaluator:
         """
         if self._fingerprint is None:
             parameters, *data = fingerprints([self.rule, *self.tasks])
+            groups = getattr(self._task_vectors, "groups", ())
+            label = getattr(self.rule, "label", "")
+            if groups or label:  # the same arrays, but other merges
+                words = repr((parameters, groups, label)).encode()
+                parameters = hashlib.sha256(words).hexdigest()[:16]
             self._fingerprint = {"parameters": parameters, "data": data}
         return self._fingerprint
 
@@ -280,9 +303,11 @@ class Evaluator:
 
     def _check_shape(self, c: Any) -> None:
         if c.ndim != 2 or c.shape[1] != self.num_coefficients:
+            grouped = len(self.expert_names) < self.num_coefficients
             raise ValueError(
                 f"`coefficients` has shape {c.shape}, but must be [candidates, "
-                f"{self.num_coefficients}]: one row per merge, one column per expert. "
+                f"{self.num_coefficients}]: one row per merge, one column per "
+                f"{'expert and group' if grouped else 'expert'}. "
                 "For a single merge pass `c[None]`."
             )
 

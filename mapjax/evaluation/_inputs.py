@@ -44,17 +44,21 @@ def as_tasks(tasks: Any) -> tuple[Task, ...]:
 def as_rule(rule: Any, num_coefficients: int | None) -> tuple[Any, int]:
     """Return the rule as a function, and how many coefficients it takes."""
     if isinstance(rule, TaskVectors):
-        if num_coefficients not in (None, rule.num_tasks):
+        count = rule.num_coefficients
+        if num_coefficients not in (None, count):
+            groups = f" and {len(rule.groups)} groups" if rule.groups else ""
             raise ValueError(
                 f"`num_coefficients` is {num_coefficients}, but the task vectors have "
-                f"{rule.num_tasks} experts: leave it out."
+                f"{rule.num_tasks} experts{groups}: leave it out."
             )
-        return jax.tree_util.Partial(merge, rule), rule.num_tasks
+        return jax.tree_util.Partial(merge, rule), count
     if not callable(rule):
         raise ValueError(
             f"`rule` is a {type(rule).__name__}; pass `TaskVectors` or a function from "
             "coefficients to parameters."
         )
+    if num_coefficients is None:  # those of `mapjax.rules` know
+        num_coefficients = getattr(rule, "num_coefficients", None)
     if num_coefficients is None or num_coefficients < 1:
         raise ValueError(
             "A merge rule that is a function needs `num_coefficients`, at least 1; got "

@@ -21,6 +21,7 @@ class Problem(NamedTuple):
     Attributes:
         evaluate: From `[candidates, coefficients]` to scores `[candidates, tasks]`.
         coefficient_names: One per coefficient.
+        expert_names: One per expert; each has as many coefficients, side by side.
         task_names: One per task.
         directions: One per task.
         link: The surrogate's link of each task.
@@ -31,6 +32,7 @@ class Problem(NamedTuple):
 
     evaluate: Callable[..., Any]
     coefficient_names: tuple[str, ...]
+    expert_names: tuple[str, ...]
     task_names: tuple[str, ...] | None
     directions: Any
     link: Any
@@ -41,6 +43,11 @@ class Problem(NamedTuple):
     def num_coefficients(self) -> int:
         """How many columns candidates have."""
         return len(self.coefficient_names)
+
+    @property
+    def num_experts(self) -> int:
+        """How many experts there are: fewer than coefficients, where these have groups."""
+        return len(self.expert_names)
 
     @property
     def signs(self) -> np.ndarray:
@@ -112,6 +119,7 @@ def describe_problem(
         problem = Problem(
             evaluate=evaluate,
             coefficient_names=evaluate.coefficient_names,
+            expert_names=evaluate.expert_names,
             task_names=evaluate.task_names,
             directions=evaluate.directions,
             link=link or tuple(_link_for(b) for b in limits),
@@ -129,9 +137,11 @@ def describe_problem(
             f"`num_coefficients` is {num_coefficients}, but must be said for a function, and "
             "be at least 1."
         )
+    names = tuple(f"c{i}" for i in range(num_coefficients))
     problem = Problem(
         evaluate=evaluate,
-        coefficient_names=tuple(f"c{i}" for i in range(num_coefficients)),
+        coefficient_names=names,
+        expert_names=names,
         task_names=None,
         directions=directions or "maximize",
         link=link or "identity",

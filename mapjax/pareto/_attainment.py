@@ -34,10 +34,10 @@ def attainment_band(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> draws = jnp.array([[[0.0, 1.0], [1.0, 0.0]], [[0.2, 1.2], [1.2, 0.2]]])
-        >>> lower, upper = attainment_band(draws, jnp.array([0.1, 1.5]), probability=0.9)
-        >>> lower.tolist(), upper.round(1).tolist()
-        ([1.0, 0.0], [inf, 0.2])
+        >>> draws = jnp.array([[[0.0, 1.0], [1.0, 0.0]], [[0.5, 1.5], [1.5, 0.5]]])
+        >>> lower, upper = attainment_band(draws, jnp.array([0.1, 2.0]), probability=0.9)
+        >>> lower.tolist(), upper.tolist()
+        ([1.0, 0.0], [inf, 0.5])
 
     References:
         Binois, Ginsbourger and Roustant, *Quantifying uncertainty on Pareto fronts with

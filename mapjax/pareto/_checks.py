@@ -8,8 +8,6 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from mapjax._keys import is_typed_key
-
 
 def is_concrete(*arrays: Any) -> bool:
     """Tell whether values can be looked at, which under a JAX transform they cannot."""
@@ -132,19 +130,6 @@ def check_count(name: str, value: Any, least: int) -> None:
     """
     if not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"`{name}` is {value!r}, but must be an int of at least {least}.")
-
-
-def check_key(key: Any) -> None:
-    """Refuse what is not one typed key.
-
-    Raises:
-        ValueError: If it is a number, of the old kind, or several keys.
-    """
-    if not is_typed_key(key):
-        raise ValueError(
-            f"`key` is {key!r}, but must be one typed key; pass `jax.random.key(0)`, not a "
-            "number and not `jax.random.PRNGKey`."
-        )
 
 
 def check_pickable(scores: Float[Array, "points objectives"]) -> None:

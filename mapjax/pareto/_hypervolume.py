@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mapjax._keys import check_key
 from mapjax._types import ArrayLike, PRNGKey
-from mapjax.pareto._checks import as_points, as_vector, check_key, is_concrete
+from mapjax.pareto._checks import as_points, as_vector, is_concrete
 
 _MOST_OBJECTIVES = 6
 _MOST_NUMBERS = 100_000_000

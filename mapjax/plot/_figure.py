@@ -92,15 +92,15 @@ def draw_bars(solution: Solution, chosen: Sequence[int], ax: Axes) -> None:
     std = np.asarray(solution.front.std)[:, chosen]
     both = finite(np.concatenate([scores, std], axis=1))
     middle, (across, *up) = both[:, : len(chosen)].T, both[:, len(chosen) :].T
+    bars: Any = ax.errorbar  # of two axes or of three, and takes the last one's first
     style = dict(fmt="none", ecolor=BLUE, alpha=0.25, linewidth=1, zorder=1)
-    # `errorbar` takes the last axis first.
-    ax.errorbar(*middle, *up[::-1], across, **style)
+    bars(*middle, *up[::-1], across, **style)
 
 
 def references(solution: Solution) -> list[tuple[str, str, int, str]]:
     """List kind, label, row in the samples and marker of base, uniform merge, experts."""
     marks = [("base", "base", "base", "s"), ("uniform", "uniform merge", "uniform", "D")]
-    for i, name in enumerate(solution.coefficient_names):
+    for i, name in enumerate(solution.expert_names):
         marker = _EXPERT_MARKERS[i % len(_EXPERT_MARKERS)]
         marks.append(("expert", f"expert {name}", name, marker))
     rows = solution.references()

@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import betainc, betaincinv
 
+from mapjax._keys import generator
 from mapjax._types import ArrayLike
-from mapjax.search._checks import check_count, key_words
+from mapjax.search._checks import check_count
 
 _TEMPERATURE = 0.07
 _RADII = (0.2, 0.8)
@@ -59,7 +60,7 @@ def propose_cells(
             "[points, coefficients] and [points], with at least one of each."
         )
     check_count("count", count, 1)
-    rng = np.random.default_rng(key_words(key))
+    rng = generator(key)
     parts = 4 if c.shape[1] < 4 else 2
     placed = (c > 0).any(axis=1)
     cells = np.minimum(np.floor(parts * shares_of(c[placed])), parts - 1).astype(int)

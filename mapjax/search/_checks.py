@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mapjax._keys import is_typed_key
-
 
 def check_count(name: str, value: Any, least: int) -> None:
     """Refuse anything but an int of at least `least`.
@@ -140,17 +138,3 @@ def evaluate_all(
             "each of them."
         )
     return scores
-
-
-def key_words(key: Any) -> np.ndarray:
-    """Return the bits of a typed key.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    if not is_typed_key(key):
-        raise ValueError(
-            f"`key` is {key!r}, but must be one typed key; pass `jax.random.key(0)`, not a "
-            "number and not `jax.random.PRNGKey(0)`."
-        )
-    return np.asarray(jax.random.key_data(key)).ravel()

@@ -9,6 +9,7 @@ import numpy as np
 from evosax.algorithms.base import EvolutionaryAlgorithm
 from jaxtyping import Array, Float, UInt32
 
+from mapjax._keys import generator
 from mapjax._result import Front
 from mapjax._types import ArrayLike
 from mapjax.search._algorithm import MultiObjectiveAlgorithm, without_failures
@@ -16,7 +17,6 @@ from mapjax.search._archive import Archive, archive_weights
 from mapjax.search._checks import (
     check_count,
     evaluate_all,
-    key_words,
     read_bounds,
     read_start,
 )
@@ -91,7 +91,7 @@ def evolve(
     width = upper - lower
 
     # On the host, where nothing of this has to be compiled.
-    random = np.random.default_rng(key_words(key))
+    random = generator(key)
     first = random.random((size, num), dtype)
     if start is not None:
         given = read_start(start, num)[:size]

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mapjax._keys import check_key
 from mapjax._types import ArrayLike, PRNGKey
-from mapjax.search._checks import check_count, key_words
+from mapjax.search._checks import check_count
 
 _SMALLEST = 1e-6
 """A ray this flat along an objective does not ask for any of it."""
@@ -128,7 +129,7 @@ def propose_improving(
             f"`allowed` has shape {jnp.shape(allowed)}, but must be [candidates] = "
             f"({d.shape[1]},)."
         )
-    key_words(key)
+    check_key(key)
     corner, best = (jnp.asarray(x, d.dtype) for x in corners)
     return _propose(d, k, corner, best, count, jnp.asarray(allowed, bool), key, num_rays)
 

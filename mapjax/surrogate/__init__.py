@@ -9,3 +9,5 @@ from mapjax.surrogate._fit_quadratic import fit_quadratic as fit_quadratic
 from mapjax.surrogate._links import LINKS as LINKS
 from mapjax.surrogate._output_surrogate import OutputSurrogate as OutputSurrogate
 from mapjax.surrogate._quadratic import Quadratic as Quadratic
+from mapjax.surrogate._quadratic import hessian_rank as hessian_rank
+from mapjax.surrogate._quadratic import num_unknowns as num_unknowns

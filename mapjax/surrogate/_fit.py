@@ -36,6 +36,7 @@ def fit(
     links: tuple[str, ...],
     shared: bool,
     keep_zero: bool,
+    num_experts: int | None = None,
 ) -> Quadratic:
     """Fit a quadratic per task, choosing each task's penalty by leave-one-out error.
 
@@ -58,6 +59,7 @@ def fit(
             factorisation serves them all.
         keep_zero: Whether a task whose samples determine the quadratic takes the last
             penalty without looking at the others.
+        num_experts: Which features there are; see `quadratic_features`.
     """
     num_coefficients = coefficients.shape[1]
     finite = jnp.isfinite(scores)
@@ -67,8 +69,9 @@ def fit(
     # Scores that count for nothing still pass through the links: any finite one does.
     scores = jnp.where(weights > 0, scores, centre)
 
-    shift, scale, z = _standardise(coefficients, jnp.any(weights > 0, axis=1))
-    features = quadratic_features(z)[:, None]
+    used = jnp.any(weights > 0, axis=1)
+    shift, scale, z = _standardise(coefficients, used, num_experts)
+    features = quadratic_features(z, num_experts)[:, None]
     stiffness = jnp.ones(features.shape[2], z.dtype).at[num_coefficients:].set(STIFFNESS)
     unit = per_task(links, "clip", (scores - lower) / width, margin)
     targets = per_task(links, "inverse", unit)
@@ -79,7 +82,8 @@ def fit(
         clipped = jnp.abs(unit - (scores - lower) / width) > 0
         slope = width * per_task(links, "slope", unit)
         derivatives = jacobian / jnp.where(clipped, jnp.nan, slope)[..., None] * scale
-        features = jnp.concatenate([features, gradient_features(z)], axis=1)
+        slopes_of = gradient_features(z, num_experts)
+        features = jnp.concatenate([features, slopes_of], axis=1)
         targets, precision = append_gradients(targets, precision, derivatives, importance)
 
     if shared:
@@ -117,16 +121,16 @@ def fit(
     def explained(error):
         return jnp.where(varies, 1 - error / jnp.where(varies, variation, 1.0), 1.0)
 
-    describe = jax.vmap(_describe, in_axes=(axis, 0, 1, 0, None))
+    size = num_coefficients, num_experts
+    describe = jax.vmap(partial(_describe, size=size), in_axes=(axis, 0, 1, 0))
     return Quadratic(
         links=links,
+        num_experts=num_experts,
         lower=lower,
         width=width,
         shift=shift,
         scale=scale,
-        **describe(
-            factorization, slopes[chosen], targets[:, 0], penalties[best], num_coefficients
-        ),
+        **describe(factorization, slopes[chosen], targets[:, 0], penalties[best]),
         left_out=lower + width * per_task(links, "forward", left_out[chosen].T),
         noise=jnp.sqrt(noise),
         ridge=penalties[best],
@@ -135,7 +139,9 @@ def fit(
     )
 
 
-def _standardise(coefficients: Array, used: Array) -> tuple[Array, Array, Array]:
+def _standardise(
+    coefficients: Array, used: Array, num_experts: int | None
+) -> tuple[Array, Array, Array]:
     """Return centre, scale and standardised coefficients of the used samples."""
     share = used[:, None] / jnp.sum(used)
     shift = jnp.sum(share * coefficients, axis=0)
@@ -144,6 +150,10 @@ def _standardise(coefficients: Array, used: Array) -> tuple[Array, Array, Array]
     # A coefficient that was never varied has only rounding left to divide by.
     varies = scale > 4 * float(jnp.finfo(shift.dtype).eps) * jnp.abs(shift)
     scale = jnp.where(varies, scale, 1.0)
+    if num_experts is not None:  # an expert's sum is one of equal parts
+        each = scale.reshape(num_experts, -1)
+        common = jnp.sqrt(jnp.mean(each**2, axis=1))
+        scale = jnp.repeat(common, each.shape[1])
     return shift, scale, jnp.where(varies, deviation / scale, 0.0)
 
 
@@ -162,7 +172,7 @@ def _describe(
     slopes: Array,
     targets: Array,
     penalty: Array,
-    num_coefficients: int,
+    size: tuple[int, int | None],
 ) -> dict[str, Array]:
     """Turn one task's standardised slopes into the numbers of its quadratic."""
     f = factorization
@@ -172,8 +182,8 @@ def _describe(
     return dict(
         intercept=jnp.vdot(f.share[:, 0], targets, precision=HIGHEST)
         - jnp.vdot(f.mean, beta, precision=HIGHEST),
-        slope=beta[:num_coefficients],
-        curvature=curvature_of(beta[num_coefficients:], num_coefficients),
+        slope=beta[: size[0]],
+        curvature=curvature_of(beta[size[0] :], *size),
         feature_mean=f.mean,
         factor=f.right.T * root / f.scale[:, None] / jnp.sqrt(f.total),
         inverse_total=1 / f.total,

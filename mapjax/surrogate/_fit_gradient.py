@@ -23,6 +23,7 @@ def fit_gradient(
     links: tuple[str, ...],
     shared: bool,
     keep_zero: bool,
+    num_experts: int | None = None,
 ) -> Quadratic:
     r"""Fit a quadratic per task, choosing how much derivatives count.
 
@@ -40,9 +41,14 @@ def fit_gradient(
         links: As `fit` takes it, and so are those below.
         shared: Derivatives included.
         keep_zero: As there; derivatives that determine more are then never dropped.
+        num_experts: As there.
     """
     options: dict[str, Any] = dict(
-        links=links, shared=shared, keep_zero=keep_zero, jacobian=jacobian
+        links=links,
+        shared=shared,
+        keep_zero=keep_zero,
+        num_experts=num_experts,
+        jacobian=jacobian,
     )
 
     def one(importance: Array) -> Quadratic:
@@ -59,7 +65,8 @@ def fit_gradient(
         return x[best, task]
 
     common = {"shift", "scale"}  # by coefficient
-    fields = {name: getattr(found, name) for name in vars(found) if name != "links"}
+    static = {"links": links, "num_experts": num_experts}
+    fields = {name: getattr(found, name) for name in vars(found) if name not in static}
     chosen = {k: x[0] if k in common else take(x) for k, x in fields.items()}
     left_out = jnp.moveaxis(found.left_out[best, :, task], 0, 1)
-    return Quadratic(**(chosen | {"left_out": left_out}), links=links)
+    return Quadratic(**(chosen | {"left_out": left_out}), **static)

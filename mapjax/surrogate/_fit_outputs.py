@@ -74,6 +74,7 @@ def fit_outputs(
     scalar: Quadratic | None = None,
     importance: ArrayLike | None = None,
     capacity: int | None = None,
+    num_experts: int | None = None,
 ) -> OutputSurrogate:
     r"""Regress the outputs of every example on the coefficients.
 
@@ -102,6 +103,8 @@ def fit_outputs(
             would take. All alike by default.
         capacity: The most samples that later fits will have: surrogates of one capacity
             have the same shapes, so that what was compiled for one serves all.
+        num_experts: How many experts share the coefficients out, each a run of as many;
+            by default each coefficient is an expert's only one.
 
     Returns:
         The surrogate, in float32 or wider.
@@ -133,6 +136,8 @@ def fit_outputs(
     if not usable.size:
         raise ValueError("`outputs` has no sample without NaN or infinite values.")
     c, count = c[usable], len(usable)
+    experts = num_experts or c.shape[1]
+    unit = experts / c.shape[1]
     capacity = max(capacity or count, len(finite[0]))
     dtype = jnp.result_type(float)
     rows = [
@@ -147,13 +152,13 @@ def fit_outputs(
 
     options = [
         (gram, penalty)
-        for gram in (_gram(c, d) for d in _choices(degree, DEGREES))
+        for gram in (_gram(c, unit, d) for d in _choices(degree, DEGREES))
         for penalty in _choices(ridge, PENALTIES)
     ]
     smoothers = np.stack([each.left_out(penalty) for each, penalty in options])
     predicted = _scores(rows, np.concatenate(smoothers), dtype)
     predicted = predicted.reshape(len(options), *measured.shape)
-    others = np.flatnonzero(~_is_known(c))
+    others = np.flatnonzero(~_is_known(c, experts))
     weights = np.ones(len(finite[0])) if importance is None else np.asarray(importance)
     best = _choose(options, predicted[:, others], measured[others], weights[usable][others])
     chosen, penalty = options[best]
@@ -195,6 +200,7 @@ def fit_outputs(
 
     return OutputSurrogate(
         degree=jnp.asarray(chosen.degree, dtype),
+        unit=jnp.asarray(unit, dtype),
         samples=jnp.asarray(np.pad(c, ((0, capacity - count), (0, 0))), dtype),
         share=filled(np.full(count, 1 / count)),
         inverse=filled(chosen.inverse(penalty)),
@@ -214,9 +220,9 @@ def fit_outputs(
     )
 
 
-def _gram(c: np.ndarray, degree: Any) -> _Gram:
+def _gram(c: np.ndarray, unit: float, degree: Any) -> _Gram:
     # A few samples: on the host, in double precision, with nothing to compile.
-    x = c @ c.T
+    x = unit * c @ c.T
     kernels = {1: x, 2: x + 0.5 * x**2}.get(degree, np.expm1(x))
     mean, total = kernels.mean(axis=0), kernels.mean()
     values, vectors = np.linalg.eigh(kernels - mean - mean[:, None] + total)
@@ -257,9 +263,11 @@ def _explained(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray | floa
     return np.where(total > 0, 1 - error / np.where(total > 0, total, 1.0), 1.0)
 
 
-def _is_known(c: np.ndarray) -> np.ndarray:
+def _is_known(c: np.ndarray, num_experts: int) -> np.ndarray:
     """Tell the base and the experts from other merges."""
-    return np.isin(c, (0.0, 1.0)).all(axis=1) & (c.sum(axis=1) <= 1)
+    each = c.reshape(len(c), num_experts, -1)
+    whole = np.all(each == each[..., :1], axis=(1, 2))
+    return whole & np.isin(c, (0.0, 1.0)).all(axis=1) & (each[..., 0].sum(axis=1) <= 1)
 
 
 def _choices(given: Any, all_of_them: tuple) -> tuple:

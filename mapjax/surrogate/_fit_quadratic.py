@@ -21,7 +21,7 @@ from mapjax.surrogate._checks import (
 from mapjax.surrogate._fit import PENALTIES, fit
 from mapjax.surrogate._fit_gradient import IMPORTANCES, fit_gradient
 from mapjax.surrogate._gradient_rows import num_determined
-from mapjax.surrogate._quadratic import Quadratic
+from mapjax.surrogate._quadratic import Quadratic, num_unknowns
 
 PerTask = int | float | None | Sequence[int | float | None] | ArrayLike
 """A number for all tasks, or one per task."""
@@ -37,6 +37,7 @@ def fit_quadratic(
     weights: ArrayLike | None = None,
     ridge: int | float | str | None = None,
     jacobian: ArrayLike | None = None,
+    num_experts: int | None = None,
 ) -> Quadratic:
     r"""Fit $g(e + b \cdot c + \frac12 c^\top A c)$ to every task's scores.
 
@@ -76,6 +77,11 @@ def fit_quadratic(
         jacobian: Derivatives of the scores, `[samples, tasks, coefficients]`, as
             `Evaluator.value_and_jacobian` gives them. NaN where there are none. Those of
             scores too near a bound for their link are left out.
+        num_experts: How many experts share the coefficients out, each a run of as many
+            (the groups of `mapjax.group`), if the Hessian $A$ is to be a diagonal plus
+            $P^\top S P$ with the experts' sums $P$: $1 + 2N + m(m+1)/2$ unknowns for $m$
+            experts. On merges of whole experts it is a full quadratic still. Use it where
+            samples are fewer than a full Hessian asks for.
 
     Returns:
         The surrogate, in float32 or wider.
@@ -84,7 +90,8 @@ def fit_quadratic(
         ValueError: If the arrays are not two-dimensional or differ in rows, a coefficient
             is not finite, a task has no finite score, a link is unknown, a score is
             outside the range of its link, bounds are reversed or missing, weights,
-            counts or penalty are negative, or the Jacobian has another shape.
+            counts or penalty are negative, the Jacobian has another shape, or the experts
+            cannot share the coefficients evenly.
 
     Warns:
         UserWarning: If a task has too few usable scores and `ridge` is None.
@@ -117,7 +124,13 @@ def fit_quadratic(
     known = check_jacobian(jacobian, (*s.shape, c.shape[1])) & counts
     usable = int(np.min(np.sum(counts, axis=0)))
     told = int(np.min(num_determined(counts.sum(0), known.sum(0), c.shape[1])))
-    needed = (c.shape[1] + 1) * (c.shape[1] + 2) // 2
+    if num_experts is not None and (num_experts < 1 or c.shape[1] % num_experts):
+        raise ValueError(
+            f"`num_experts` is {num_experts}, but must be at least 1 and divide the number "
+            f"of coefficients, {c.shape[1]}."
+        )
+    needed = num_unknowns(c.shape[1], num_experts)
+    told = min(told, needed)
     if usable == 0:
         raise ValueError(
             "`weights` are zero for every finite score of a task, so there is nothing to "
@@ -143,6 +156,7 @@ def fit_quadratic(
         links=links,
         shared=set(links) == {"identity"} and w.shape[1] == 1 and alike,
         keep_zero=ridge is None,
+        num_experts=num_experts,
     )
     if jacobian is None:
         return fit(*arrays, **options)

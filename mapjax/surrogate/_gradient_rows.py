@@ -1,5 +1,7 @@
 """Derivatives as rows of the least squares that scores are fitted by."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,11 @@ from mapjax.surrogate._quadratic import quadratic_features
 
 
 def gradient_features(
-    z: Float[Array, "samples coefficients"],
+    z: Float[Array, "samples coefficients"], num_experts: int | None = None
 ) -> Float[Array, "samples coefficients features"]:
     """Differentiate the quadratic features by each coefficient."""
-    return jnp.swapaxes(jax.vmap(jax.jacfwd(quadratic_features))(z), 1, 2)
+    features = partial(quadratic_features, num_experts=num_experts)
+    return jnp.swapaxes(jax.vmap(jax.jacfwd(features))(z), 1, 2)
 
 
 def append_gradients(

@@ -34,6 +34,8 @@ class OutputSurrogate(eqx.Module):
 
     Attributes:
         degree: Of the series: 1, 2 or infinity.
+        unit: What scalar products are multiplied by: one over the number of groups of
+            tensors with coefficients of their own, each a part of the task vectors.
         samples: The sampled coefficients, with rows of zeros up to a capacity.
         share: One over the number of samples, and 0 for rows that fill up.
         inverse: $(G + \lambda I)^{-1}$, with zeros for those rows.
@@ -57,6 +59,7 @@ class OutputSurrogate(eqx.Module):
     """
 
     degree: Float[Array, ""]
+    unit: Float[Array, ""]
     samples: Float[Array, "rows coefficients"]
     share: Float[Array, " rows"]
     inverse: Float[Array, "rows rows"]
@@ -118,7 +121,8 @@ class OutputSurrogate(eqx.Module):
 
         def one(c: Array) -> Array:
             g = self._centred(c)
-            prior = taylor_kernel(jnp.vdot(c, c, precision=HIGHEST), self.degree)
+            norm = self.unit * jnp.vdot(c, c, precision=HIGHEST)
+            prior = taylor_kernel(norm, self.degree)
             prior = prior - 2 * self._mean_kernel(c) + self.gram_total
             left = prior - jnp.vdot(g, _times(self.inverse, g), precision=HIGHEST)
             return self._deviation(jnp.maximum(left, 0) + self._floor)
@@ -145,7 +149,9 @@ class OutputSurrogate(eqx.Module):
         c = jnp.asarray(coefficients, self.samples.dtype)
         g = jax.vmap(self._centred)(c)
         mean = jax.vmap(self._mean_kernel)(c)
-        prior = taylor_kernel(_times(c, c.T), self.degree) - mean - mean[:, None]
+        prior = (
+            taylor_kernel(self.unit * _times(c, c.T), self.degree) - mean - mean[:, None]
+        )
         prior = prior + self.gram_total
         left = prior - _times(g, _times(self.inverse, g.T))
         # Eigenvalues, since rounding can turn the smallest below zero.
@@ -182,7 +188,7 @@ class OutputSurrogate(eqx.Module):
         return out.reshape(*c.shape[:-1], len(self.tasks))
 
     def _kernel(self, c: Array) -> Array:
-        return taylor_kernel(_times(self.samples, c), self.degree)
+        return taylor_kernel(self.unit * _times(self.samples, c), self.degree)
 
     def _mean_kernel(self, c: Array) -> Array:
         return jnp.vdot(self.share, self._kernel(c), precision=HIGHEST)

@@ -23,6 +23,8 @@ class Quadratic(eqx.Module):
 
     Attributes:
         links: Name of each task's link.
+        num_experts: Where the Hessian is a diagonal and what the sums of each expert's
+            coefficients add, how many experts there are; None for a full one.
         lower: Lowest score of each task; 0 where there is none.
         width: Highest score minus lowest; 1 unless both exist.
         shift: Centre of the sampled coefficients.
@@ -48,6 +50,7 @@ class Quadratic(eqx.Module):
     """
 
     links: tuple[str, ...] = eqx.field(static=True)
+    num_experts: int | None = eqx.field(static=True)
     lower: Float[Array, " tasks"]
     width: Float[Array, " tasks"]
     shift: Float[Array, " coefficients"]
@@ -169,7 +172,8 @@ class Quadratic(eqx.Module):
     def _posterior(self, z: Array) -> tuple[Array, Array, Array]:
         """Give the roots of the leverage, the link's slope and an evaluation's variance."""
         unit = per_task(self.links, "forward", self._latent(z))
-        deviation = quadratic_features(z)[..., None, :] - self.feature_mean
+        features = quadratic_features(z, self.num_experts)
+        deviation = features[..., None, :] - self.feature_mean
         spread = jnp.einsum("...tf,tfg->...tg", deviation, self.factor, precision=HIGHEST)
         return (
             spread,
@@ -184,19 +188,58 @@ class Quadratic(eqx.Module):
         return self.intercept + rise
 
 
+def num_unknowns(num_coefficients: int, num_experts: int | None = None) -> int:
+    """Count what a quadratic has to learn; see `quadratic_features`."""
+    n, m = num_coefficients, num_experts
+    return (n + 1) * (n + 2) // 2 if m is None else 1 + 2 * n + m * (m + 1) // 2
+
+
+def hessian_rank(num_coefficients: int, num_experts: int, num_samples: int) -> int | None:
+    """Choose the Hessian: its rank beside a diagonal, or None for a full one.
+
+    With half as many samples as a full one has unknowns, both predict new merges equally
+    well (toys of 8 to 32 coefficients); with more the full one does better, with fewer the
+    other has the smaller leave-one-out error and is far cheaper to fit.
+    """
+    n = num_coefficients
+    few = n > num_experts and num_unknowns(n) > 2 * num_samples
+    return num_experts if few else None
+
+
 def quadratic_features(
-    z: Float[Array, "*batch coefficients"],
+    z: Float[Array, "*batch coefficients"], num_experts: int | None = None
 ) -> Float[Array, "*batch features"]:
-    """List every coefficient and every product of two, without the constant."""
-    i, j = np.triu_indices(z.shape[-1])
-    return jnp.concatenate([z, z[..., i] * z[..., j]], axis=-1)
+    """List every coefficient and every product of two, without the constant.
+
+    With a number of experts, which share the coefficients out evenly, instead every
+    coefficient, its square, and every product of the experts' sums.
+    """
+    if num_experts is None:
+        return jnp.concatenate([z, _products(z)], axis=-1)
+    sums = jnp.sum(z.reshape(*z.shape[:-1], num_experts, -1), axis=-1)
+    return jnp.concatenate([z, z**2, _products(sums)], axis=-1)
 
 
 def curvature_of(
-    products: Float[Array, " products"], num_coefficients: int
+    products: Float[Array, " products"],
+    num_coefficients: int,
+    num_experts: int | None = None,
 ) -> Float[Array, "coefficients coefficients"]:
     """Arrange the coefficients of the products as a symmetric Hessian."""
-    i, j = np.triu_indices(num_coefficients)
-    upper = jnp.zeros((num_coefficients, num_coefficients), products.dtype)
-    upper = upper.at[i, j].set(products)
+    if num_experts is None:
+        return _symmetric(products, num_coefficients)
+    squares, products = jnp.split(products, [num_coefficients])
+    each = num_coefficients // num_experts
+    shared = jnp.repeat(_symmetric(products, num_experts), each, axis=0)
+    return jnp.repeat(shared, each, axis=1) + jnp.diag(2 * squares)
+
+
+def _products(z: Array) -> Array:
+    i, j = np.triu_indices(z.shape[-1])
+    return z[..., i] * z[..., j]
+
+
+def _symmetric(products: Array, size: int) -> Array:
+    i, j = np.triu_indices(size)
+    upper = jnp.zeros((size, size), products.dtype).at[i, j].set(products)
     return upper + upper.T

@@ -1,0 +1,205 @@
+"""Every merge rule at equal evaluations: its best average and its front.
+
+Coefficients are chosen on validation examples; all figures are of test examples. Of the
+budget, eight evaluations look for the common scale of the rule's vectors, which sets the
+box, and `map_front` spends the rest. Scores are shown in points (hundredths).
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import mapjax as mj
+from benchmarks._report import parser, report
+from benchmarks.bench_surrogates import SUITES, load
+from benchmarks.suites import Suite
+from mapjax import pareto, transforms
+
+SCALES = np.array([0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5])
+KEY = jax.random.key(0)
+
+
+def grams(suite: Suite) -> list[Any]:
+    """Collect the inputs of every matrix product, per task, without labels."""
+    vectors = suite.task_vectors
+    return [
+        transforms.gram_matrices(task.predict, mj.merge(vectors, one), task.inputs)
+        for task, one in zip(suite.validation.tasks, np.eye(vectors.num_tasks), strict=True)
+    ]
+
+
+def fishers(suite: Suite) -> list[Any]:
+    """Estimate each expert's diagonal Fisher information, with labels."""
+
+    def fisher(task: Any, params: Any) -> Any:
+        def loss(params: Any, example: Any) -> jax.Array:
+            inputs, target = example
+            logits = task.predict(params, inputs[None])[0]
+            return optax.softmax_cross_entropy_with_integer_labels(logits, target)
+
+        examples = jnp.asarray(task.inputs), jnp.asarray(task.targets)
+        return transforms.fisher(loss, params, examples)
+
+    vectors = suite.task_vectors
+    return [
+        fisher(task, mj.merge(vectors, one))
+        for task, one in zip(suite.validation.tasks, np.eye(vectors.num_tasks), strict=True)
+    ]
+
+
+RULES: dict[str, Callable[[Suite], mj.TaskVectors]] = {
+    "task arithmetic": lambda suite: suite.task_vectors,
+    "ties": lambda suite: transforms.ties(suite.task_vectors),
+    "dare": lambda suite: transforms.dare(suite.task_vectors, density=0.5, key=KEY),
+    "della": lambda suite: transforms.della(suite.task_vectors, key=KEY),
+    "breadcrumbs": lambda suite: transforms.breadcrumbs(suite.task_vectors),
+    "tall_mask": lambda suite: transforms.tall_mask(suite.task_vectors),
+    "consensus": lambda suite: transforms.consensus(suite.task_vectors),
+    "pcb": lambda suite: transforms.pcb(suite.task_vectors),
+    "lines": lambda suite: transforms.lines(suite.task_vectors),
+    "metagpt": lambda suite: transforms.metagpt(suite.task_vectors),
+    "model_stock": lambda suite: transforms.model_stock(suite.task_vectors),
+    "magmax": lambda suite: transforms.magmax(suite.task_vectors),
+    "widen": lambda suite: transforms.widen(suite.task_vectors),
+    "tsv": lambda suite: transforms.tsv(suite.task_vectors),
+    "iso_c": lambda suite: transforms.iso_c(suite.task_vectors),
+    "iso_cts": lambda suite: transforms.iso_cts(suite.task_vectors),
+    "wudi": lambda suite: transforms.wudi(suite.task_vectors),
+    "wudi_descent": lambda suite: transforms.wudi_descent(suite.task_vectors),
+    "opcm": lambda suite: transforms.opcm(suite.task_vectors),
+    "doge": lambda suite: transforms.doge(suite.task_vectors),
+    "regmean": lambda suite: transforms.regmean(suite.task_vectors, grams(suite)),
+    "fisher": lambda suite: transforms.fisher_weighted(suite.task_vectors, fishers(suite)),
+}
+
+
+def measure(suite: Suite, rule: str, budget: int) -> dict[str, Any]:
+    """Spend a budget on validation examples, and score what was found on the test's."""
+    begun = time.perf_counter()
+    vectors = jax.block_until_ready(RULES[rule](suite))
+    transforming = time.perf_counter() - begun
+    validation, test = (
+        mj.Evaluator(vectors, e.tasks) for e in (suite.validation, suite.test)
+    )
+    n = vectors.num_tasks
+    line = np.asarray(SCALES[:, None] * np.ones(n), np.float32)
+    on_line = np.asarray(validation(line, progress=False))
+    scale = float(SCALES[np.argmax(on_line.mean(axis=1))])
+    solution = mj.map_front(
+        validation,
+        budget=budget - len(SCALES),
+        bounds=(0.0, max(1.0, 3 * scale)),
+        key=jax.random.key(suite.seed),
+        progress=False,
+    )
+    evaluated = np.concatenate([line, np.asarray(solution.samples.coefficients)])
+    scores = np.concatenate([on_line, np.asarray(solution.samples.scores)])
+    front = np.asarray(pareto.non_dominated(-scores))
+    # What a user would keep: measured points that are good on validation, and predicted ones.
+    predicted = np.asarray(solution.front.coefficients)[
+        np.asarray(pareto.spread_subset(-solution.front.scores, 100))
+    ]
+    kept = np.concatenate([evaluated[front], predicted])
+    real = np.asarray(test(kept, progress=False))
+    best = np.argmax(scores.mean(axis=1))
+    return {
+        "best_average": 100 * float(test(evaluated[[best]], progress=False).mean()),
+        "sum_of_ones": 100
+        * float(test(np.ones((1, n), np.float32), progress=False).mean()),
+        "best_scale": scale,
+        "front": real.tolist(),
+        "evaluations": len(scores),
+        "seconds_to_transform": transforming,
+    }
+
+
+def hypervolume(front: np.ndarray, ideal: np.ndarray) -> float:
+    """Measure the dominated share of the box from zero to the best of every task."""
+    points = -np.asarray(front) / ideal
+    points = points[np.asarray(pareto.non_dominated(points))]
+    corner = np.zeros(len(ideal))
+    if len(ideal) <= 4:
+        return 100 * float(pareto.hypervolume(points, corner))
+    volume, _ = pareto.hypervolume_monte_carlo(
+        points, corner, key=KEY, num_samples=400_000, ideal=corner - 1
+    )
+    return 100 * float(volume)
+
+
+def compare(suite: Suite, rules: list[str], budget: int) -> dict[str, Any]:
+    """Measure rules on one suite; their fronts share a box."""
+    found = {rule: measure(suite, rule, budget) for rule in rules}
+    experts = np.eye(suite.task_vectors.num_tasks, dtype=np.float32)
+    at_home = np.diagonal(np.asarray(suite.test(experts, progress=False)))
+    everything = np.concatenate([np.asarray(one["front"]) for one in found.values()])
+    ideal = np.maximum(everything.max(axis=0), at_home)
+    for one in found.values():
+        one["hypervolume"] = hypervolume(np.asarray(one.pop("front")), ideal)
+    return found
+
+
+def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give median, least and most over the seeds."""
+    return {
+        rule: {
+            name: {
+                "median": statistics.median(one[rule][name] for one in seeds),
+                "least": min(one[rule][name] for one in seeds),
+                "most": max(one[rule][name] for one in seeds),
+            }
+            for name in figures
+        }
+        for rule, figures in seeds[0].items()
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Write the figures as Markdown, the largest hypervolume first."""
+    lines = [
+        "| rule | hypervolume | best average | coefficients one |",
+        "|---|---|---|---|",
+    ]
+    order = sorted(summary, key=lambda rule: -summary[rule]["hypervolume"]["median"])
+    for rule in order:
+        cells = [
+            "{median:.1f} ({least:.1f} to {most:.1f})".format(**summary[rule][name])
+            for name in ("hypervolume", "best_average", "sum_of_ones")
+        ]
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _arguments() -> argparse.Namespace:
+    command = parser(__doc__ or "")
+    command.add_argument(
+        "--suite", nargs="+", choices=SUITES, default=["digits8_weak_base", "digits8"]
+    )
+    command.add_argument("--seeds", nargs="+", type=int, help="0 to 2 by default")
+    command.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    command.add_argument("--budget", type=int, default=36)
+    return command.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
+    seeds = arguments.seeds or (range(1) if arguments.quick else range(3))
+    figures: dict[str, Any] = {"budget": arguments.budget}
+    for name in arguments.suite:
+        found = [
+            compare(load(name, seed), arguments.rules, arguments.budget) for seed in seeds
+        ]
+        figures[name] = summarise(found) | {"seeds": list(seeds)}
+        print(name, table(summarise(found)), sep="\n", file=sys.stderr)
+    report("transforms", figures, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Low-rank leaves: two factors that stand for a dense difference."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mapjax._types import ArrayLike, wide
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class LowRank(eqx.Module):
+    r"""Differences of one tensor, kept as factors: $v_i = s_i A_i B_i$.
+
+    Takes the place of an array `[coefficients, ...]` among `TaskVectors.vectors`. Factors
+    of lower rank than others are filled up with zeros.
+
+    Attributes:
+        a: First factors. Their axes but the first and the last are the first of the tensor.
+        b: Second factors. Their axes but the first two are the last of the tensor.
+        scale: $s_i$; for LoRA $\alpha / r$.
+        error: What the product lacks of the difference it was made from, as a share of its
+            Euclidean norm; 0 for adapters, which are exact.
+    """
+
+    a: Float[Array, "coefficients *rows rank"]
+    b: Float[Array, "coefficients rank *columns"]
+    scale: Float[Array, " coefficients"]
+    error: Float[Array, " coefficients"]
+
+    @property
+    def rank(self) -> int:
+        """The most singular values that a difference can have."""
+        return self.a.shape[-1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array that this stands for, `(coefficients, ...)`."""
+        return (*self.a.shape[:-1], *self.b.shape[2:])
+
+    def dense(self) -> Float[Array, "coefficients ..."]:
+        """Multiply the factors out, at the memory of dense vectors."""
+        a, b = self.matrices()
+        dense = self.scale[:, None, None] * jnp.matmul(a, b, precision=HIGHEST)
+        return dense.reshape(self.shape).astype(
+            jnp.promote_types(self.a.dtype, self.b.dtype)
+        )
+
+    def combine(self, c: Float[Array, " coefficients"]) -> Float[Array, "..."]:
+        r"""Sum $\sum_i c_i v_i$ as one product, of the factors side by side."""
+        a, b = self.matrices()
+        weighted = (c * self.scale).astype(a.dtype)[:, None, None] * b
+        total = jnp.einsum("ndr,nrk->dk", a, weighted, precision=HIGHEST)
+        return total.reshape(self.shape[1:])
+
+    def apply(
+        self, x: Float[Array, "..."], c: Float[Array, " coefficients"]
+    ) -> Float[Array, "..."]:
+        r"""Multiply inputs by $\sum_i c_i v_i$ without making it: $\sum_i c_i (x A_i) B_i$.
+
+        Args:
+            x: Inputs; their last axes are the axes that the first factors have.
+            c: One coefficient per expert.
+        """
+        a, b = self.matrices()
+        rows, columns = self.a.ndim - 2, self.b.shape[2:]
+        flat = x.reshape(*x.shape[: x.ndim - rows], a.shape[1]).astype(a.dtype)
+        inner = jnp.einsum("...d,ndr->...nr", flat, a)
+        inner = inner * (c * self.scale).astype(a.dtype)[:, None]
+        found = jnp.einsum("...nr,nrk->...k", inner, b)
+        return found.reshape(*found.shape[:-1], *columns)
+
+    def gram(self) -> Float[Array, "coefficients coefficients"]:
+        r"""Give the scalar products $\langle v_i, v_j \rangle$, from the factors alone."""
+        a, b = self.matrices()
+        a = self.scale[:, None, None] * a
+        first = jnp.einsum("idr,jds->ijrs", a, a, precision=HIGHEST)
+        second = jnp.einsum("irk,jsk->ijrs", b, b, precision=HIGHEST)
+        return jnp.sum(first * second, axis=(2, 3))
+
+    def matrices(self) -> tuple[Array, Array]:
+        """Give the factors as matrices, in the dtype to compute in."""
+        n, r = self.a.shape[0], self.rank
+        dtype = wide(jnp.promote_types(self.a.dtype, self.b.dtype))
+        rows, columns = math.prod(self.a.shape[1:-1]), math.prod(self.b.shape[2:])
+        a, b = self.a.reshape(n, rows, r), self.b.reshape(n, r, columns)
+        return a.astype(dtype), b.astype(dtype)
+
+
+class Factored(eqx.Module):
+    r"""One merged leaf that is not multiplied out: $W_0 + \sum_i c_i s_i A_i B_i$.
+
+    Made by `merge_factored`. `x @ leaf` is $x W_0 + \sum_i c_i s_i (x A_i) B_i$, so that
+    under `jax.vmap` all candidates share the product with $W_0$.
+
+    Attributes:
+        base: The base's leaf $W_0$.
+        update: The factors of all experts.
+        coefficients: $c$, one per expert.
+    """
+
+    base: Float[Array, "..."]
+    update: LowRank
+    coefficients: Float[Array, " coefficients"]
+
+    __array_ufunc__ = None  # a NumPy array on the left leaves the product to this class
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the leaf that this stands for."""
+        return self.base.shape
+
+    def __rmatmul__(self, x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+        """Multiply inputs `[..., rows]` by the merged matrix `[rows, columns]`."""
+        plain = jnp.matmul(x, self.base)
+        update = self.update.apply(jnp.asarray(x), self.coefficients)
+        return (plain + update).astype(plain.dtype)
+
+    def dense(self) -> Float[Array, "..."]:
+        """Multiply out: the leaf as `mapjax.merge` makes it."""
+        total = self.base.astype(wide(self.base.dtype))
+        return (total + self.update.combine(self.coefficients)).astype(self.base.dtype)

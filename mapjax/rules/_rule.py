@@ -1,0 +1,138 @@
+"""What all rules share: coefficients become weights, and weights become parameters."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from mapjax import _tree
+from mapjax._low_rank import LowRank
+from mapjax._types import ArrayLike, wide
+from mapjax.task_vectors import TaskVectors, read_coefficients
+from mapjax.transforms._matrices import Shape
+from mapjax.transforms._tensors import base_tensors, per_task, sum_tasks, tensors
+
+
+class MergeRule(eqx.Module):
+    r"""A merge that is not linear: call it with coefficients, get parameters.
+
+    Coefficients are weights of the experts. Only their proportions
+    $w_i = c_i / \sum_j c_j$ matter, and negative ones count as zero. A one for a single
+    expert gives that expert, up to the rounding of its difference, and zeros give the base.
+
+    A rule is a pytree of its experts, and can be jitted, differentiated in the coefficients
+    and batched: `jax.vmap(rule)(coefficients)`. Made by the functions of `mapjax.rules`.
+
+    Attributes:
+        task_vectors: The base and the vectors.
+        data: What else the rule reads.
+        change: From the weights `[tasks]`, the base and the vectors `[tasks, ...]` of
+            every merged tensor, `data` and `shapes` to what is added to each tensor.
+        shapes: How each merged tensor is a matrix; None if it is none.
+        scales: Whether the change is multiplied by the sum of the coefficients.
+    """
+
+    task_vectors: TaskVectors
+    data: PyTree
+    change: Callable[..., list[Array]] = eqx.field(static=True)
+    shapes: tuple[Shape | None, ...] = eqx.field(static=True)
+    scales: bool = eqx.field(default=False, static=True)
+
+    @property
+    def num_coefficients(self) -> int:
+        """How many coefficients the rule takes: one per expert, or expert and group."""
+        return self.task_vectors.num_coefficients
+
+    @property
+    def coefficient_names(self) -> tuple[str, ...]:
+        """The experts, or experts and groups, in the order of the coefficients."""
+        return self.task_vectors.coefficient_names
+
+    @property
+    def label(self) -> str:
+        """What tells this rule from others of the same experts, on every machine."""
+        return f"{self.change.__qualname__}, shapes {self.shapes}, scales {self.scales}"
+
+    def scaled(self) -> "MergeRule":
+        r"""Let the sum of the coefficients scale the change from the base, as in `merge`.
+
+        $\theta(c) = \theta_0 + (\sum_i c_i) (\text{rule}(c) - \theta_0)$: the same merges
+        where coefficients sum to one, and continuous at zero. Over a box this is the wider
+        family, and the one that a surrogate can follow; it holds merges beyond the mean,
+        as task arithmetic does.
+
+        Returns:
+            The rule with the same experts.
+        """
+        return dataclasses.replace(self, scales=True)
+
+    def __call__(self, coefficients: ArrayLike | Sequence[float]) -> PyTree:
+        """Merge.
+
+        Args:
+            coefficients: One non-negative number per expert; with groups, that
+                `mapjax.group` made, also one per expert and group, as in `mapjax.merge`.
+
+        Returns:
+            Parameters like the base: same tree and dtypes, computed in float32 at least.
+
+        Raises:
+            ValueError: If the number of coefficients is not the number of experts.
+        """
+        return _merge(self, read_coefficients(self.task_vectors, coefficients))
+
+
+def dense(task_vectors: TaskVectors) -> TaskVectors:
+    """Multiply out vectors that are kept as factors: a rule reads every entry."""
+
+    def is_low_rank(node: Any) -> bool:
+        return isinstance(node, LowRank)
+
+    vectors = jax.tree.map(
+        lambda v: v.dense() if is_low_rank(v) else v,
+        task_vectors.vectors,
+        is_leaf=is_low_rank,
+    )
+    return dataclasses.replace(task_vectors, vectors=vectors)
+
+
+@eqx.filter_jit
+def _merge(rule: MergeRule, c: Array) -> PyTree:
+    tv = rule.task_vectors
+    c = c.astype(wide(c.dtype))
+    c = jnp.where(c >= 0, c, 0)
+    total = jnp.sum(c, axis=0)
+    w = c / jnp.where(total > 0, total, 1)
+    scale = total if rule.scales else jnp.where(total > 0, 1.0, 0.0)
+    groups = {path: i for i, group in enumerate(tv.groups) for path in group.paths}
+
+    def own(x: Array, path: str) -> Array:
+        """Pick what belongs to the tensor's group, where groups have their own."""
+        return x if c.ndim == 1 else x[..., groups[path]]
+
+    named = tensors(tv)
+    weights = [own(w, path) for path in named]
+    bases = [_wide(leaf) for leaf in base_tensors(tv)]
+    vectors = [_wide(v) for v in named.values()]
+    changes = rule.change(weights, bases, vectors, rule.data, rule.shapes)
+    steps = (own(scale, path) * x for path, x in zip(named, changes, strict=True))
+    merged = [
+        leaf if v is None else (_wide(leaf) + next(steps)).astype(leaf.dtype)
+        for leaf, v in zip(
+            jax.tree.leaves(tv.base), _tree.values_up_to(tv.base, tv.vectors), strict=True
+        )
+    ]
+    return _tree.rebuild(tv.base, merged)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(wide(x.dtype))
+
+
+def weighted_sum(weights: Array, vectors: Float[Array, "tasks ..."]) -> Array:
+    """Sum the vectors of a tensor with a weight for each."""
+    return sum_tasks(per_task(weights, vectors) * vectors)

@@ -1,0 +1,32 @@
+"""Transforms: edit task vectors, so that the merge stays linear in the coefficients."""
+
+from mapjax.transforms._breadcrumbs import breadcrumbs as breadcrumbs
+from mapjax.transforms._core_space import core_space as core_space
+from mapjax.transforms._core_space import knots as knots
+from mapjax.transforms._doge import doge as doge
+from mapjax.transforms._fisher import fisher as fisher
+from mapjax.transforms._gram import gram_matrices as gram_matrices
+from mapjax.transforms._iso import iso_c as iso_c
+from mapjax.transforms._iso import iso_cts as iso_cts
+from mapjax.transforms._lines import lines as lines
+from mapjax.transforms._magmax import magmax as magmax
+from mapjax.transforms._matrices import InputAxes as InputAxes
+from mapjax.transforms._norms import metagpt as metagpt
+from mapjax.transforms._norms import model_stock as model_stock
+from mapjax.transforms._opcm import opcm as opcm
+from mapjax.transforms._operands import Gram as Gram
+from mapjax.transforms._pcb import pcb as pcb
+from mapjax.transforms._random_drop import dare as dare
+from mapjax.transforms._random_drop import della as della
+from mapjax.transforms._regmean import regmean as regmean
+from mapjax.transforms._regmean_pp import regmean_pp as regmean_pp
+from mapjax.transforms._second_moments import second_moments as second_moments
+from mapjax.transforms._tall_masks import consensus as consensus
+from mapjax.transforms._tall_masks import tall_mask as tall_mask
+from mapjax.transforms._ties import ties as ties
+from mapjax.transforms._tsv import tsv as tsv
+from mapjax.transforms._weighted import fisher_weighted as fisher_weighted
+from mapjax.transforms._weighted import ota as ota
+from mapjax.transforms._widen import widen as widen
+from mapjax.transforms._wudi import wudi as wudi
+from mapjax.transforms._wudi import wudi_descent as wudi_descent

@@ -1,0 +1,155 @@
+"""Transforms of low-rank vectors in a basis that all experts share."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from mapjax import _tree
+from mapjax._low_rank import HIGHEST, LowRank
+from mapjax.task_vectors import TaskVectors
+
+Transform = Callable[[TaskVectors], TaskVectors]
+
+
+def core_space(task_vectors: TaskVectors, transform: Transform) -> TaskVectors:
+    r"""Apply a transform to small cores of low-rank vectors.
+
+    With orthonormal bases $U$ of all first factors and $V$ of all second ones, of up to
+    $N r$ columns, $v_i = U M_i V^\top$ exactly. The transform edits the cores
+    $M_i = U^\top v_i V$, at a cost that does not grow with the layer.
+
+    Args:
+        task_vectors: With `LowRank` leaves; dense ones go to the transform as they are.
+        transform: Any that reads vectors alone: the base of a core is zeros.
+
+    Returns:
+        Vectors with `LowRank` leaves $U M'_i V^\top$, of rank $N r$, in the same groups.
+
+    Raises:
+        ValueError: If no leaf is low-rank, or the transform returns other tensors.
+
+    Example:
+        >>> import jax.numpy as jnp, mapjax as mj
+        >>> from mapjax import transforms
+        >>> from mapjax._lora import from_lora
+        >>> pair = jnp.ones((8, 1)), jnp.ones((1, 8))
+        >>> tv = from_lora(jnp.zeros((8, 8)), {"mnist": {"(root)": pair}})
+        >>> core_space(tv, transforms.ties).vectors.shape
+        (1, 8, 8)
+
+    References:
+        Panariello et al., *Accurate and Efficient Low-Rank Model Merging in Core Space*,
+        NeurIPS 2025, arXiv 2509.17786.
+    """
+    return _edit(task_vectors, transform, _to_cores)
+
+
+def knots(task_vectors: TaskVectors, transform: Transform) -> TaskVectors:
+    r"""Apply a transform to low-rank vectors where their left singular vectors are one.
+
+    The differences side by side are $[v_1, \dots, v_N] = U S\, [V_1^\top, \dots,
+    V_N^\top]$. The transform, TIES in the paper, edits the $V_i$.
+
+    Args:
+        task_vectors: With `LowRank` leaves; dense ones go to the transform as they are.
+        transform: Any that reads vectors alone: the base of a $V_i$ is zeros.
+
+    Returns:
+        Vectors with `LowRank` leaves $U S V_i'^\top$, of rank $N r$, in the same groups.
+
+    Raises:
+        ValueError: If no leaf is low-rank, or the transform returns other tensors.
+
+    References:
+        Stoica et al., *Model merging with SVD to tie the Knots*, ICLR 2025, arXiv
+        2410.19735.
+    """
+    return _edit(task_vectors, transform, _to_aligned)
+
+
+def _edit(
+    task_vectors: TaskVectors,
+    transform: Transform,
+    enter: Callable[[LowRank], tuple[Array, Array, Array | None]],
+) -> TaskVectors:
+    """Transform small tensors in place of low-rank leaves, and put these back."""
+    base, vectors, frames = {}, {}, {}
+    places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
+    leaves = _tree.leaves(task_vectors.base)
+    for leaf, v in zip(leaves, places, strict=True):
+        if isinstance(v, LowRank):
+            small, *frames[leaf.path] = enter(v)
+            base[leaf.path], vectors[leaf.path] = jnp.zeros(small.shape[1:]), small
+        elif v is not None:
+            base[leaf.path], vectors[leaf.path] = leaf.value, v
+    if not frames:
+        raise ValueError(
+            "No leaf of the task vectors is low-rank. Make them with `from_lora` or "
+            "`low_rank`, or apply the transform to the vectors themselves."
+        )
+    edited = transform(TaskVectors(base, vectors, task_vectors.names)).vectors
+    shapes, kept = (
+        {path: None if v is None else v.shape for path, v in each.items()}
+        for each in (edited, vectors)
+    )
+    if shapes != kept:
+        raise ValueError(
+            f"`transform` returned vectors of shapes {shapes}, but was given {kept}: use one "
+            "that keeps every tensor and expert."
+        )
+    merged = [
+        _leave(v, edited[leaf.path], *frames[leaf.path])
+        if leaf.path in frames
+        else edited.get(leaf.path)
+        for leaf, v in zip(leaves, places, strict=True)
+    ]
+    vectors = _tree.rebuild(task_vectors.base, merged)
+    return TaskVectors(task_vectors.base, vectors, task_vectors.names, task_vectors.groups)
+
+
+@eqx.filter_jit
+def _to_cores(v: LowRank) -> tuple[Array, Array, Array | None]:
+    a, b = v.matrices()
+    left, right = _left_basis(a), _left_basis(jnp.swapaxes(b, 1, 2))
+    cores = _times(_times(left.T, a), _times(b, right))
+    return v.scale[:, None, None] * cores, left, right.T
+
+
+@eqx.filter_jit
+def _to_aligned(v: LowRank) -> tuple[Array, Array, Array | None]:
+    a, b = v.matrices()
+    left, n = _left_basis(a), len(a)
+    # Their columns hold all that the differences do: a small matrix to decompose.
+    inside = v.scale[:, None, None] * _times(_times(left.T, a), b)
+    beside = jnp.moveaxis(inside, 0, 1).reshape(inside.shape[1], -1)
+    u, s, aligned = jnp.linalg.svd(beside, full_matrices=False)
+    aligned = jnp.moveaxis(aligned.reshape(len(s), n, -1), 1, 0)
+    return aligned, _times(left, u * s), None
+
+
+@eqx.filter_jit
+def _leave(v: LowRank, edited: Array, left: Array, right: Array | None) -> LowRank:
+    n = len(edited)
+    if right is None:
+        a, b = jnp.broadcast_to(left, (n, *left.shape)), edited
+    else:
+        a, b = _times(left, edited), jnp.broadcast_to(right, (n, *right.shape))
+    rows, columns = v.a.shape[:-1], v.b.shape[2:]
+    return LowRank(
+        a.reshape(*rows, -1).astype(v.a.dtype),
+        b.reshape(n, -1, *columns).astype(v.b.dtype),
+        jnp.ones_like(v.scale),
+        v.error,
+    )
+
+
+def _left_basis(factors: Array) -> Array:
+    """Give orthonormal columns that span those of all factors `[experts, side, rank]`."""
+    beside = jnp.moveaxis(factors, 0, 1).reshape(factors.shape[1], -1)
+    return jnp.linalg.svd(beside, full_matrices=False)[0]
+
+
+def _times(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=HIGHEST)

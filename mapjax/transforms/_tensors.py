@@ -1,0 +1,116 @@
+"""Editing task vectors tensor by tensor."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from mapjax import _tree
+from mapjax._low_rank import LowRank
+from mapjax._types import wide
+from mapjax.task_vectors import TaskVectors
+
+
+def edit_tensors(
+    task_vectors: TaskVectors, edit: Callable[..., Array], *others: Sequence[Any]
+) -> TaskVectors:
+    """Replace the vectors of each tensor by what `edit` makes of them; see `edit_each`."""
+    vectors = list(tensors(task_vectors).values())
+    return replace_tensors(task_vectors, edit_each(vectors, edit, *others))
+
+
+def edit_each(
+    vectors: Sequence[Array], edit: Callable[..., Array], *others: Sequence[Any]
+) -> list[Array]:
+    """Edit the vectors of each tensor.
+
+    Args:
+        vectors: Of each tensor `[coefficients, ...]`, the values of `tensors`.
+        edit: From vectors in float32 at least, and one entry of each of `others`, to vectors
+            of the same shape. The result is rounded to the vectors' own dtype. Tensors
+            without entries are not edited.
+        *others: What else belongs to each tensor.
+    """
+    return [
+        edit(v.astype(wide(v.dtype)), *extra).astype(v.dtype) if v.size else v
+        for v, *extra in zip(vectors, *others, strict=True)
+    ]
+
+
+def replace_tensors(task_vectors: TaskVectors, vectors: Sequence[Array]) -> TaskVectors:
+    """Put other vectors in place of those of each tensor, in the order of `tensors`.
+
+    Outside of a compiled edit, so that the base stays where it is: what goes through a
+    program comes out as a copy.
+    """
+    places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
+    new = iter(vectors)
+    return with_tensors(task_vectors, [None if v is None else next(new) for v in places])
+
+
+def with_tensors(task_vectors: TaskVectors, places: list[Any]) -> TaskVectors:
+    """Put other vectors where the old ones are, None where a leaf is left alone."""
+    vectors = _tree.rebuild(task_vectors.base, places)
+    return dataclasses.replace(task_vectors, vectors=vectors)
+
+
+def tensors(task_vectors: TaskVectors) -> dict[str, Array]:
+    """List the vectors `[coefficients, ...]` of each merged tensor by its key path.
+
+    Those that are kept as factors are multiplied out: an edit reads every entry.
+    """
+    places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
+    leaves = _tree.leaves(task_vectors.base)
+    return {
+        leaf.path: v.dense() if isinstance(v, LowRank) else v
+        for leaf, v in zip(leaves, places, strict=True)
+        if v is not None
+    }
+
+
+def base_tensors(task_vectors: TaskVectors) -> list[Array]:
+    """List the base's own leaf of each merged tensor, in the order of `tensors`."""
+    places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
+    leaves = jax.tree.leaves(task_vectors.base)
+    return [leaf for leaf, v in zip(leaves, places, strict=True) if v is not None]
+
+
+def per_task(x: Array, like: Array) -> Array:
+    """Give numbers `[coefficients]` the axes to broadcast against vectors of a tensor."""
+    return x.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def sum_tasks(v: Array) -> Array:
+    """Sum vectors `[tasks, ...]` over the tasks.
+
+    A chain of additions fuses with what surrounds it: on CPU an election of signs took 5 ms
+    where it took 120 ms with a reduction over the first axis.
+    """
+    return functools.reduce(operator.add, [v[i] for i in range(v.shape[0])])
+
+
+def map_by_shape(function: Callable[..., Array], *columns: Sequence[Array]) -> list[Array]:
+    """Apply a function to each tensor, batched over the tensors of one shape.
+
+    For what is slow to compile: a program holds it once for each shape, not for each tensor.
+
+    Args:
+        function: From one entry of each column.
+        *columns: Arrays for each tensor.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, row in enumerate(zip(*columns, strict=True)):
+        groups.setdefault(tuple((x.shape, x.dtype) for x in row), []).append(i)
+    results: dict[int, Array] = {}
+    for members in groups.values():
+        if len(members) == 1:  # as it is, without a copy
+            results[members[0]] = function(*(c[members[0]] for c in columns))
+            continue
+        batch = jax.vmap(function)(*(jnp.stack([c[i] for i in members]) for c in columns))
+        results |= zip(members, batch, strict=True)
+    return [results[i] for i in range(len(results))]

@@ -1,0 +1,102 @@
+"""Merge rules in use: derivatives, groups, and the drivers."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_rules import RULES, draw, leaves, make
+
+import mapjax as mj
+from mapjax._group import group
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES if r not in ("nuslerp", "slerp")])
+def test_derivatives_are_finite_and_right(rule):
+    made = make(rule)
+    n = made.num_coefficients
+    weights = jax.tree.map(
+        lambda x: np.random.default_rng(5).normal(size=x.shape), made.task_vectors.base
+    )
+
+    def number(c):
+        return sum(
+            jnp.sum(w * x)
+            for w, x in zip(jax.tree.leaves(weights), jax.tree.leaves(made(c)), strict=True)
+        )
+
+    gradient = jax.jit(jax.vmap(jax.value_and_grad(number)))
+    c = np.array([0.5, 0.31, 0.42])[:n]
+    step = 1e-2 * np.eye(n)
+    rows = np.concatenate([c[None], c + step, c - step, np.eye(n), np.zeros((1, n))])
+    values, gradients = gradient(rows.astype(np.float32))
+    assert np.isfinite(gradients).all()
+    numeric = (values[1 : n + 1] - values[n + 1 : 2 * n + 1]) / 2e-2
+    np.testing.assert_allclose(gradients[0], numeric, rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("rule", ["multi_slerp", "regmean_mean"])
+def test_groups_have_weights_of_their_own(rule):
+    """Each group is merged as if the whole model had its coefficients."""
+    tv = draw(3)
+    tv = group(tv, ["layer_0", "layer_1"])
+    made, c = RULES[rule](tv), np.random.default_rng(0).uniform(size=(3, 3))
+    c[:, 2] = 0
+    names = made.coefficient_names
+    assert (made.num_coefficients, names[:2]) == (9, ("task0/layer_0", "task0/layer_1"))
+    merged = leaves(made(c.ravel()))
+    for k, part in enumerate(["layer_0", "layer_1", "layer_[23]"]):
+        alone = leaves(made(c[:, k]))
+        for path in merged:
+            if re.search(part, path):
+                np.testing.assert_allclose(merged[path], alone[path], rtol=1e-5, atol=1e-6)
+    tail = "['layer_3']['kernel']"
+    np.testing.assert_array_equal(merged[tail], leaves(tv.base)[tail])
+
+
+@pytest.fixture(scope="module")
+def two_tasks():
+    """Tasks that want different experts, and their scores for linear merges."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(16, 6)).astype(np.float32)
+    tv, metric = draw(2), mj.metrics.mean_squared_error
+
+    def predict(params, x):
+        return x @ (params["layer_0"]["kernel"] + params["layer_1"]["kernel"])
+
+    tasks = [
+        mj.Task(name, predict, x, predict(mj.merge(tv, e), x), metric)
+        for name, e in zip(tv.names, np.eye(2), strict=True)
+    ]
+    return tv, tasks, mj.Evaluator(tv, tasks)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["layer_swap", "slerp", "multi_slerp", "fisher_mean", "regmean_mean", "wudi_mean"],
+)
+def test_rules_work_in_drivers(rule, two_tasks, key):
+    tv, tasks, plain = two_tasks
+    made = RULES[rule](tv)
+    evaluator = mj.Evaluator(made, tasks)
+    assert evaluator.coefficient_names == made.task_vectors.names
+    assert evaluator.fingerprint() != mj.Evaluator(made.task_vectors, tasks).fingerprint()
+    solution = mj.map_front(
+        evaluator,
+        budget=9,
+        surrogate="quadratic",
+        rounds=1,
+        num_points=8,
+        num_generations=8,
+        key=key,
+        ridge=1e-3,
+    )
+    # Samples are the base and the experts first; each is perfect on its own task.
+    base, one, other = solution.samples.scores[:3]
+    np.testing.assert_allclose(base, plain([[0, 0]])[0], rtol=1e-5)
+    np.testing.assert_allclose([one[0], other[1]], 0, atol=1e-6)
+    assert len(solution.front) > 0
+    if rule == "fisher_mean":
+        _, jacobian = evaluator.value_and_jacobian([[0.5, 0.5], [1.0, 0.0]])
+        assert np.isfinite(jacobian).all()

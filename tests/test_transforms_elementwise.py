@@ -1,0 +1,510 @@
+"""Elementwise and scaling transforms, against the papers' single merges in NumPy."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import mapjax as mj
+from mapjax import transforms
+from mapjax._layers import layer_numbers
+from mapjax.transforms import _ties
+from mapjax.transforms._order_statistics import kth_largest, ranks
+from mapjax.transforms._tensors import base_tensors, tensors
+
+KEY = jax.random.key(7)
+SHAPES = {"layer_0": {"kernel": (5, 7), "bias": (7,)}, "layer_1": (2, 2, 3, 4)}
+SMALL = {"layer_0": (4, 6), "layer_1": (4, 6)}
+DEPTHS = [0, 0, 1]
+
+
+def draw(shapes, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: rng.normal(size=shape), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
+def make(num_tasks, shapes, dtype="float32", edit=lambda v: v):
+    """Make vectors of different sizes, and a leaf that is not merged."""
+    trees = [draw(shapes, seed) for seed in range(num_tasks + 1)]
+
+    def stack(*vectors):
+        sized = [0.1 * (i + 1) * v for i, v in enumerate(vectors)]
+        return jnp.asarray(edit(np.stack(sized)).astype(jnp.dtype(dtype)))
+
+    base = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, jnp.dtype(dtype))), trees[0])
+    vectors = jax.tree.map(stack, *trees[1:])
+    names = tuple(f"task_{i}" for i in range(num_tasks))
+    return mj.TaskVectors({**base, "step": jnp.array(3)}, {**vectors, "step": None}, names)
+
+
+def numpy_of(tv):
+    """Give the vectors and the base in float64, in one order."""
+    wide = [np.asarray(v, np.float64) for v in tensors(tv).values()]
+    return wide, [np.asarray(b, np.float64) for b in base_tensors(tv)]
+
+
+def uniforms(tau):
+    keys = jax.random.split(KEY, len(tau))
+    return [
+        np.asarray(jax.random.uniform(k, v.shape)) for k, v in zip(keys, tau, strict=True)
+    ]
+
+
+class Rule(NamedTuple):
+    """A transform next to the published merge it is the parts of."""
+
+    name: str
+    transform: Callable[[mj.TaskVectors], mj.TaskVectors]
+    merged: Callable[[Any, Any], Any]
+    random: bool = False
+    homogeneous: bool = True
+
+
+def depths(tau):
+    return DEPTHS if len(tau) == len(DEPTHS) else [0, 1]
+
+
+RULES = (
+    Rule("ties", transforms.ties, lambda t, b: reference.ties(t)),
+    Rule(
+        "ties global",
+        lambda tv: transforms.ties(tv, density=0.35, scope="global"),
+        lambda t, b: reference.ties(t, 0.35, "global"),
+    ),
+    Rule(
+        "dare",
+        lambda tv: transforms.dare(tv, density=0.4, key=KEY),
+        lambda t, b: reference.dare(t, uniforms(t), 0.4),
+        random=True,
+    ),
+    Rule(
+        "della",
+        lambda tv: transforms.della(tv, density=0.6, window=0.5, key=KEY),
+        lambda t, b: reference.della(t, uniforms(t), 0.6, 0.5),
+        random=True,
+    ),
+    Rule(
+        "breadcrumbs",
+        lambda tv: transforms.breadcrumbs(tv, beta=0.6, gamma=0.1),
+        lambda t, b: reference.breadcrumbs(t, 0.6, 0.1),
+    ),
+    Rule("tall_mask", transforms.tall_mask, lambda t, b: reference.tall_mask(t)),
+    Rule(
+        "consensus",
+        lambda tv: transforms.consensus(tv, agreement=min(2, tv.num_tasks)),
+        lambda t, b: reference.consensus(t, 0.4, min(2, len(t[0]))),
+    ),
+    Rule("pcb", transforms.pcb, lambda t, b: reference.pcb(t), homogeneous=False),
+    Rule(
+        "pcb global",
+        lambda tv: transforms.pcb(tv, density=0.8, scope="global"),
+        lambda t, b: reference.pcb(t, 0.8, "global"),
+        homogeneous=False,
+    ),
+    Rule(
+        "lines",
+        lambda tv: transforms.lines(tv, alpha=0.25, beta=0.5),
+        lambda t, b: reference.lines(t, depths(t), 0.25, 0.5),
+    ),
+    Rule("metagpt", transforms.metagpt, lambda t, b: reference.metagpt(t)),
+    Rule("model_stock", transforms.model_stock, lambda t, b: reference.model_stock(t)),
+    Rule("magmax", transforms.magmax, lambda t, b: reference.magmax(t)),
+    Rule("widen", transforms.widen, reference.widen, homogeneous=False),
+)
+every_rule = pytest.mark.parametrize("rule", RULES, ids=[r.name for r in RULES])
+
+
+def assert_law(rule, tv, tolerance):
+    """Check that coefficients of one give the published merge."""
+    edited = rule.transform(tv)
+    tau, base = numpy_of(tv)
+    parts, _ = numpy_of(edited)
+    for part, before, want in zip(parts, tau, rule.merged(tau, base), strict=True):
+        assert np.isfinite(part).all()
+        scale = np.abs(before).sum() + 1e-30
+        np.testing.assert_allclose(part.sum(0), want, rtol=0, atol=tolerance * scale)
+    return edited
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@every_rule
+def test_coefficients_of_one_give_the_published_merge(rule, dtype):
+    tv = make(3, SHAPES, dtype)
+    edited = assert_law(rule, tv, 1e-6 if dtype == "float32" else 4e-3)
+    assert edited.names == tv.names
+    for v in tensors(edited).values():
+        assert v.dtype == dtype
+    # What is left alone and the base are the same arrays, not copies.
+    for old, new in zip(
+        jax.tree.leaves(tv.base), jax.tree.leaves(edited.base), strict=True
+    ):
+        assert old.unsafe_buffer_pointer() == new.unsafe_buffer_pointer()
+    if dtype == "float32":
+        merged = mj.merge(edited, jnp.ones(3))
+        tau, base = numpy_of(tv)
+        merged = [x for x in jax.tree.leaves(merged) if x.dtype == dtype]
+        for got, b, change in zip(merged, base, rule.merged(tau, base), strict=True):
+            np.testing.assert_allclose(got, b + change, atol=2e-6)
+
+
+@every_rule
+def test_zero_vectors_and_equal_experts(rule):
+    def one_is_zero(v):
+        return v * (np.arange(len(v)) != 1).reshape(-1, *[1] * (v.ndim - 1))
+
+    def all_are_equal(v):
+        return np.stack([v[0]] * len(v))
+
+    for edit in (one_is_zero, all_are_equal, np.zeros_like):
+        assert_law(rule, make(3, SHAPES, edit=edit), 1e-6)
+
+
+@every_rule
+def test_one_expert_and_twenty(rule):
+    assert_law(rule, make(20, SMALL), 1e-6)
+    if rule.name != "dare":  # which is the same for each expert, and slow to compile
+        assert_law(rule, make(1, SMALL), 1e-6)
+
+
+@every_rule
+def test_the_order_and_the_unit_of_the_vectors_do_not_matter(rule):
+    tv = make(3, SHAPES)
+    edited, _ = numpy_of(rule.transform(tv))
+    if not rule.random:
+        order = np.array([2, 0, 1])
+        permuted = make(3, SHAPES, edit=lambda v: v[order])
+        for got, want in zip(numpy_of(rule.transform(permuted))[0], edited, strict=True):
+            np.testing.assert_allclose(got, want[order], rtol=1e-5, atol=1e-7)
+    if rule.homogeneous:
+        scaled = make(3, SHAPES, edit=lambda v: -4 * v)
+        for got, want in zip(numpy_of(rule.transform(scaled))[0], edited, strict=True):
+            np.testing.assert_allclose(got, -4 * want, rtol=1e-6, atol=1e-7)
+
+
+def assert_same(one, other):
+    for a, b in zip(tensors(one).values(), tensors(other).values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_extreme_settings_give_plain_results():
+    tv = make(3, SHAPES)
+    assert_same(transforms.dare(tv, density=1.0, key=KEY), tv)
+    assert_same(transforms.breadcrumbs(tv, beta=0.0, gamma=0.0), tv)
+    assert_same(transforms.consensus(tv, scale=0.0, agreement=3), tv)
+    assert_same(transforms.lines(tv, alpha=1.0), tv)
+    assert_same(
+        transforms.della(tv, density=1.0, window=0.0, key=KEY),
+        transforms.ties(tv, density=1.0),
+    )
+    magmax = transforms.magmax(tv)
+    assert_same(transforms.magmax(magmax), magmax)
+
+
+def test_a_tiny_density_keeps_one_entry():
+    one = make(1, SMALL)
+    kept = transforms.ties(one, density=1e-9)
+    for v, w in zip(tensors(kept).values(), tensors(one).values(), strict=True):
+        assert np.flatnonzero(v) == np.argmax(np.abs(w))
+    assert_same(transforms.ties(kept, density=1e-9), kept)
+    overall = transforms.ties(one, density=1e-9, scope="global")
+    assert sum(np.count_nonzero(v) for v in tensors(overall).values()) == 1
+    crumbs = transforms.breadcrumbs(one, beta=0.999, gamma=0.0009)
+    assert [np.count_nonzero(v) for v in tensors(crumbs).values()] == [1, 1]
+
+
+def test_entries_equal_to_the_smallest_one_kept_are_kept():
+    vectors = [jnp.array([1.0, -1.0, 1.0, 0.5, 0.0])]
+    tv = mj.TaskVectors.from_params(jnp.zeros(5), vectors)
+    kept = transforms.ties(tv, density=0.2).vectors
+    np.testing.assert_array_equal(kept, [[1, -1, 1, 0, 0]])
+
+
+def test_signs_without_a_majority_elect_nobody():
+    tv = mj.TaskVectors.from_params(jnp.zeros(1), [jnp.ones(1), -jnp.ones(1)])
+    np.testing.assert_array_equal(transforms.ties(tv, density=1.0).vectors, 0)
+
+
+def test_a_wide_angle_leaves_the_base():
+    vectors = [jnp.array([1.0, 0.2]), jnp.array([-1.0, 0.2])]
+    tv = mj.TaskVectors.from_params(jnp.zeros(2), vectors)
+    np.testing.assert_array_equal(transforms.model_stock(tv).vectors, 0)
+
+
+def test_keys_decide_what_is_dropped():
+    tv = mj.TaskVectors.from_params(jnp.zeros((40, 50)), [jnp.ones((40, 50))] * 2)
+    sparse = transforms.dare(tv, density=0.3, key=KEY)
+    assert_same(sparse, transforms.dare(tv, density=0.3, key=KEY))
+    other = transforms.dare(tv, density=0.3, key=jax.random.key(8))
+    kept, changed = np.asarray(sparse.vectors) > 0, np.asarray(other.vectors) > 0
+    np.testing.assert_allclose(sparse.vectors[kept], 1 / 0.3, rtol=1e-6)
+    # Binomial: five standard deviations of the share are 0.036.
+    for mask in (kept[0], kept[1]):
+        assert abs(mask.mean() - 0.3) < 0.052
+    # Tasks and keys are drawn apart: both keep an entry 9 times in 100.
+    assert abs((kept[0] & kept[1]).mean() - 0.09) < 0.032
+    assert abs((kept & changed).mean() - 0.09) < 0.023
+
+
+def test_rules_compose():
+    tv = make(3, SHAPES)
+    composed = transforms.lines(transforms.ties(tv), alpha=0.25, beta=0.5)
+    tau, _ = numpy_of(tv)
+    want = [v[None] for v in reference.ties(tau)]
+    want = reference.lines(want, DEPTHS, 0.25, 0.5)
+    for got, w in zip(numpy_of(composed)[0], want, strict=True):
+        np.testing.assert_allclose(got.sum(0), w, atol=1e-6)
+
+
+def test_rules_work_under_jit():
+    tv = make(20, SMALL)
+
+    rules = [r for r in RULES if r.name in ("ties", "della", "lines", "widen")]
+
+    @jax.jit
+    def all_rules(tv):
+        return [rule.transform(tv) for rule in rules]
+
+    for rule, jitted in zip(rules, all_rules(tv), strict=True):
+        eager = rule.transform(tv)
+        for a, b in zip(tensors(jitted).values(), tensors(eager).values(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_another_density_does_not_compile_again():
+    tv = make(1, SMALL)
+    transforms.ties(tv, density=0.5)
+    cache: Any = _ties._ties
+    before = cache._cached._cache_size()
+    for density in (0.1, 0.3, 0.9):
+        transforms.ties(tv, density=density)
+    assert cache._cached._cache_size() == before
+
+
+def test_sharded_vectors_give_the_same():
+    tv = make(3, {"w": (8, 12)})
+    mesh = Mesh(np.array(jax.devices()).reshape(4), ("model",))
+    sharding = NamedSharding(mesh, PartitionSpec(None, "model"))
+    placed = jax.device_put(tv.vectors["w"], sharding)
+    sharded = mj.TaskVectors(tv.base, {"w": placed, "step": None}, tv.names)
+    for name in ("ties global", "dare"):
+        rule = next(rule for rule in RULES if rule.name == name)
+        edited = rule.transform(sharded)
+        assert edited.vectors["w"].sharding.is_equivalent_to(sharding, 3)
+        np.testing.assert_allclose(
+            edited.vectors["w"], rule.transform(tv).vectors["w"], rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_the_kth_largest_is_that_of_a_sort(dtype, x64):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, 3, 40)) * 10.0 ** rng.integers(-30, 30, (2, 3, 40))
+    values[0, 0, :7] = 0
+    values[1, :, 5:9] = values[1, 0, 0]
+    values = jnp.asarray(values, dtype)
+    rest = jnp.asarray(rng.normal(size=(2, 11)), dtype)
+    both = np.concatenate(
+        [np.asarray(v, np.float64).reshape(2, -1) for v in (values, rest)], 1
+    )
+    find = jax.jit(lambda k: kth_largest([values, rest], k))
+    for k in (1, 2, 17, 60, 100, 131):
+        want = np.sort(both, axis=1)[:, -k]
+        for kind in (jnp.int32, jnp.float32):
+            np.testing.assert_array_equal(np.asarray(find(jnp.asarray(k, kind))), want)
+
+
+def test_ranks_are_those_of_numpy():
+    x = np.random.default_rng(0).integers(0, 5, (3, 20))
+    want = np.argsort(np.argsort(x, axis=1, kind="stable"), axis=1)
+    np.testing.assert_array_equal(ranks(jnp.asarray(x, jnp.float32)), want)
+
+
+def test_complex_vectors_where_no_signs_are_read():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(3, 4, 5)) + 1j * rng.normal(size=(3, 4, 5))
+    base, *experts = (
+        {"layer_0": jnp.asarray(x, jnp.complex64), "layer_1": jnp.ones(2)} for x in z
+    )
+    tv = mj.TaskVectors.from_params(base, experts)
+    v = np.asarray(tv.vectors["layer_0"], np.complex128)
+
+    def merged(edited):
+        return np.asarray(edited.vectors["layer_0"]).sum(0)
+
+    winner = np.argmax(np.abs(v), axis=0)[None]
+    np.testing.assert_allclose(
+        merged(transforms.magmax(tv)), np.take_along_axis(v, winner, 0)[0], rtol=1e-6
+    )
+    squares = (np.abs(v) ** 2).sum(axis=(1, 2))
+    np.testing.assert_allclose(
+        merged(transforms.metagpt(tv)),
+        np.tensordot(squares / squares.sum(), v, 1),
+        rtol=1e-5,
+    )
+    scaled = transforms.lines(tv, alpha=0.5, beta=0.0)
+    np.testing.assert_allclose(merged(scaled), v.sum(0) / 2, rtol=1e-6)
+    for rule in (transforms.ties, transforms.pcb, transforms.widen):
+        with pytest.raises(
+            ValueError, match=r"compares signs, but leaf \['layer_0'\] is com"
+        ):
+            rule(tv)
+    with pytest.raises(ValueError, match=r"`della` compares signs.*complex64"):
+        transforms.della(tv, key=KEY)
+
+
+def test_tensors_without_entries_and_scalars():
+    tv = make(2, {"layer_0": (0, 3), "layer_1": (4, 3), "scale": ()})
+    tau, base = numpy_of(tv)
+    for name in ("ties global", "pcb", "breadcrumbs", "model_stock"):
+        rule = next(rule for rule in RULES if rule.name == name)
+        edited, _ = numpy_of(rule.transform(tv))
+        assert edited[0].shape == (2, 0, 3)
+        for got, want in zip(edited[1:], rule.merged(tau[1:], base[1:]), strict=True):
+            np.testing.assert_allclose(got.sum(0), want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "paths"),
+    [
+        (
+            [0, 1, None],
+            ["['params']['Dense_0']['w']", "['params']['Dense_1']['w']", "['head']"],
+        ),
+        (
+            [0, 0, 10],
+            ["['m.layers.0.fc1.w']", "['m.layers.0.fc2.w']", "['m.layers.10.fc1.w']"],
+        ),
+        ([2, 3], [".blocks[2].mlp.layers[0].weight", ".blocks[3].mlp.layers[0].weight"]),
+        ([1, 2], ["['vgg16']['conv1']", "['vgg16']['conv2']"]),
+        ([4, 5], ["['encoder']['block_4']['w']", "['decoder']['block_5']['w']"]),
+        ([None, None], ["['encoder']['block_4']['w']", "['decoder']['w']"]),
+    ],
+)
+def test_layers_are_read_from_key_paths(numbers, paths):
+    if "['encoder']['block_4']['w']" in paths and numbers[0] == 4:
+        paths = [*paths, "['encoder']['block_6']['w']", "['decoder']['block_6']['w']"]
+        numbers = [*numbers, 6, 6]
+    assert list(layer_numbers(paths).values()) == numbers
+
+
+def test_lines_takes_layers_and_has_defaults():
+    tv = make(2, {"first": (3,), "second": (3,), "third": (3,), "out": ()})
+    layers = {"['first']": 1, "['second']": 2, "['third']": 5}
+    scaled = transforms.lines(tv, layers=layers.get)
+    ratios = {
+        path: float(jnp.ravel(v / tensors(tv)[path])[0])
+        for path, v in tensors(scaled).items()
+    }
+    want = {"['first']": 0.5, "['second']": 0.625, "['third']": 1.0, "['out']": 0.5}
+    assert ratios == pytest.approx(want)
+
+
+TV = make(2, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: transforms.ties(TV, density=0.0),
+            r"`density` is 0.0, but must be in \(0, 1\]",
+        ),
+        (
+            lambda: transforms.ties(TV, density=1.5),
+            r"`density` is 1.5.*share of entries to keep",
+        ),
+        (lambda: transforms.pcb(TV, density=-0.1), r"`density` is -0.1, but must be in"),
+        (
+            lambda: transforms.dare(TV, density=2.0, key=KEY),
+            r"`density` is 2.0, but must be in",
+        ),
+        (
+            lambda: transforms.ties(TV, density=np.nan),
+            "`density` is nan, but must be one finite",
+        ),
+        (
+            lambda: transforms.della(TV, density=0.0, key=KEY),
+            r"`density` is 0.0, but must be",
+        ),
+        (
+            lambda: transforms.della(TV, density=0.9, window=0.3, key=KEY),
+            r"`window` is 0.3, but with `density` 0.9 it must be from 0 to 0.2, so that",
+        ),
+        (
+            lambda: transforms.breadcrumbs(TV, beta=1.0),
+            r"`beta` is 1.0, but must be in \[0, 1\): it is the share to drop",
+        ),
+        (
+            lambda: transforms.breadcrumbs(TV, beta=0.5, gamma=0.6),
+            "`beta` is 0.5 and `gamma` is 0.6, which drop every entry: choose two",
+        ),
+        (
+            lambda: transforms.tall_mask(TV, scale=-1.0),
+            "`scale` is -1.0, but must be at least 0",
+        ),
+        (
+            lambda: transforms.consensus(TV, agreement=3),
+            "`agreement` is 3, but must be an int from 1 to the number of experts, 2",
+        ),
+        (
+            lambda: transforms.consensus(TV, agreement=0),
+            "`agreement` is 0, but must be an int",
+        ),
+        (
+            lambda: transforms.lines(TV, alpha=np.inf),
+            "`alpha` is inf, but must be one finite",
+        ),
+        (
+            lambda: transforms.lines(TV, beta=np.nan),
+            "`beta` is nan, but must be one finite",
+        ),
+        (
+            lambda: transforms.lines(make(1, {"w": (2, 2), "b": (2,)})),
+            r"the key paths show \[\] as layer numbers for the leaves \[.*Pass `layers`, a",
+        ),
+        (
+            lambda: transforms.lines(TV, layers=lambda path: 3),
+            r"`layers` gave \[3\] as layer numbers.*with two layers or more",
+        ),
+        (
+            lambda: transforms.widen(TV, ratio=np.nan),
+            "`ratio` is nan, but must be one finite",
+        ),
+        (
+            lambda: transforms.widen(TV, score=np.inf),
+            "`score` is inf, but must be one finite",
+        ),
+    ],
+)
+def test_bad_settings_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_what_types_cannot_say_is_checked_as_well():
+    # The type checker of the tests would refuse these first; users run without it.
+    unchecked: Any = {
+        name: getattr(transforms, name).__wrapped__
+        for name in ("ties", "dare", "della", "lines")
+    }
+    with pytest.raises(ValueError, match="`scope` is 'layer': pass 'tensor' to compare"):
+        unchecked["ties"](TV, scope="layer")
+    with pytest.raises(ValueError, match=r"`density` is '0\.2', but must be one finite"):
+        unchecked["ties"](TV, density="0.2")
+    for key in (0, jax.random.PRNGKey(0), jax.random.split(KEY)):
+        for name in ("dare", "della"):
+            with pytest.raises(
+                ValueError, match=r"one typed key: pass `key=jax.random.key\(0\)`"
+            ):
+                unchecked[name](TV, key=key)
+    with pytest.raises(
+        ValueError, match=r"gave 'a' for leaf \['layer_0'\]: give the number"
+    ):
+        unchecked["lines"](TV, layers=lambda path: "a")
