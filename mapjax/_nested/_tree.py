@@ -95,7 +95,10 @@ class Tree:
                 new[row.tobytes()] = row
                 self.task_evaluations += below
         if new:
-            self.run.evaluate(np.stack(list(new.values())))
+            # What a surrogate proposed shows how far its predictions are off.
+            proposed = self.by_outputs and self.run.fitted is not None
+            evaluate = self.run.evaluate_proposals if proposed else self.run.evaluate
+            evaluate(np.stack(list(new.values())))
             self.seen |= set(new)
 
     def scores(self) -> tuple[np.ndarray, np.ndarray]:
