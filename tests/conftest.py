@@ -28,6 +28,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("mapjax")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    """Forget the programs of a file after it: thousands of them take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -14,9 +14,13 @@ A pickle is never read. What is written appears whole or not at all.
 
 from mapjax.io._load import load as load
 from mapjax.io._merge_files import merge_files as merge_files
+from mapjax.io._model_card import save_model_card as save_model_card
 from mapjax.io._open import open_checkpoint as open_checkpoint
 from mapjax.io._plan import MergePlan as MergePlan
+from mapjax.io._run_folder import RunFolder as RunFolder
 from mapjax.io._save import save as save
+from mapjax.io._solution import load_solution as load_solution
+from mapjax.io._solution import save_solution as save_solution
 from mapjax.io._tensor import AbstractCheckpoint as AbstractCheckpoint
 from mapjax.io._tensor import TensorInfo as TensorInfo
 from mapjax.io._ties import TIES as TIES
