@@ -9,6 +9,7 @@ from benchmarks import opponents
 from benchmarks.opponents import Found
 from benchmarks.suites import Suite
 from mapjax import pareto
+from mapjax._sizes import room_for
 
 CACHE = Path("~/.cache/mapjax").expanduser()
 _VERSION = 1  # of the pool: raise it when `_draw` changes
@@ -95,7 +96,7 @@ class Truth:
         share = scores[np.isfinite(scores).all(axis=1)] / ideal
         share = share[np.asarray(pareto.non_dominated(-share))]
         # Copies fill up to a power of two, so that few sizes are compiled.
-        room = 2 ** int(np.ceil(np.log2(len(share))))
+        room = room_for(len(share))
         points = -np.concatenate([share, np.repeat(share[:1], room - len(share), 0)])
         corner = np.zeros(points.shape[1])
         if len(corner) <= 4:

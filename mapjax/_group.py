@@ -7,6 +7,7 @@ from typing import Any
 
 from mapjax import _tree
 from mapjax._layers import layer_numbers
+from mapjax._tensors import tensor_paths
 from mapjax.task_vectors import Group, TaskVectors
 
 
@@ -55,31 +56,23 @@ def group(
         Yang et al., *AdaMerging: Adaptive Model Merging for Multi-Task Learning*, ICLR
         2024, arXiv 2310.02575 (layer-wise coefficients).
     """
-    paths = [
-        leaf.path
-        for leaf, v in zip(
-            _tree.leaves(task_vectors.base),
-            _tree.values_up_to(task_vectors.base, task_vectors.vectors),
-            strict=True,
-        )
-        if v is not None
-    ]
+    paths = tensor_paths(task_vectors)
     members = _members(by, paths)
     empty = [name for name, found in members.items() if not found]
     if empty:
         raise ValueError(
             f"`by` has no tensor in {empty}: no key path that is not taken before matches. "
-            f"The tensors are {_some(paths)}."
+            f"The tensors are {_tree.some(paths)}."
         )
     left = [path for path in paths if path not in set().union(*members.values())]
     if left and rest is None:
         raise ValueError(
-            f"`by` leaves {_some(left)} in no group. Add one for them, or pass `rest`, the "
-            "name of a group of all that is left."
+            f"`by` leaves {_tree.some(left)} in no group. Add one for them, or pass `rest`, "
+            "the name of a group of all that is left."
         )
     if left and rest in members:
         raise ValueError(
-            f"`by` has a group {rest!r} already, but {_some(left)} are left. Pass another "
+            f"`by` has a group {rest!r} already, but {_tree.some(left)} are left. Pass another "
             "name as `rest`."
         )
     if left:
@@ -98,7 +91,7 @@ def _members(by: Any, paths: list[str]) -> dict[str, list[str]]:
         if not known:
             raise ValueError(
                 "`by` is 'depth', but no key path has the number of a layer: "
-                f"{_some(paths)}. Pass patterns, or a function of the key path."
+                f"{_tree.some(paths)}. Pass patterns, or a function of the key path."
             )
         return {f"layer{n}": [p for p in paths if numbers[p] == n] for n in known}
     if callable(by):
@@ -157,8 +150,3 @@ def _patterns(by: Any) -> dict[str, list[re.Pattern]]:
                 f"{error}. `re.escape` takes text as it is."
             ) from error
     return found
-
-
-def _some(paths: list[str], most: int = 4) -> str:
-    more = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return ", ".join(paths[:most]) + more

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from mapjax import _tree
+from mapjax._algebra import svd
 from mapjax._low_rank import Factored, LowRank
-from mapjax._types import ArrayLike, wide
+from mapjax._types import ArrayLike, wide, widened
 from mapjax.task_vectors import TaskVectors, merge_leaves, read_coefficients
 
 _AT_ONCE = 2**24
@@ -237,12 +238,9 @@ def _decompose(
 ) -> tuple[Array, Array, Array]:
     flat = matrices.reshape(-1, *matrices.shape[2:])
 
-    def svd(m: Array) -> Any:
-        return jnp.linalg.svd(m.astype(wide(m.dtype)), full_matrices=False)
-
-    size = max(1, _AT_ONCE // (flat.shape[1] * flat.shape[2]))
-    found = jax.lax.map(svd, flat, batch_size=min(size, len(flat)))
-    return tuple(x.reshape(*matrices.shape[:2], *x.shape[1:]) for x in found)
+    found = svd(widened(flat), max(1, _AT_ONCE // (flat.shape[1] * flat.shape[2])))
+    left, values, right = (x.reshape(*matrices.shape[:2], *x.shape[1:]) for x in found)
+    return left, values, right
 
 
 def _least_rank(values: np.ndarray, energy: float) -> int:

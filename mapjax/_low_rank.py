@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mapjax._types import ArrayLike, wide
+from mapjax._types import ArrayLike, wide, widened
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -121,5 +121,5 @@ class Factored(eqx.Module):
 
     def dense(self) -> Float[Array, "..."]:
         """Multiply out: the leaf as `mapjax.merge` makes it."""
-        total = self.base.astype(wide(self.base.dtype))
+        total = widened(self.base)
         return (total + self.update.combine(self.coefficients)).astype(self.base.dtype)

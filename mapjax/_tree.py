@@ -73,9 +73,9 @@ def check_same_leaves(base: list[Leaf], expert: list[Leaf], name: str) -> None:
     if missing or extra:
         parts = []
         if missing:
-            parts.append(f"lacks {_some(missing)}, which the base has")
+            parts.append(f"lacks {some(missing)}, which the base has")
         if extra:
-            parts.append(f"has {_some(extra)}, which the base lacks")
+            parts.append(f"has {some(extra)}, which the base lacks")
         hint = " Was a leaf renamed?" if missing and extra else ""
         raise ValueError(
             f"Expert {name!r} {' and '.join(parts)}.{hint} Give the base and every "
@@ -136,6 +136,7 @@ def _what(x: Any) -> str:
     return "an array" if hasattr(x, "dtype") else f"a {type(x).__name__}"
 
 
-def _some(paths: list[str], most: int = 3) -> str:
+def some(paths: list[str], most: int = 3) -> str:
+    """Name a few key paths, and say how many more there are."""
     shown = ", ".join(paths[:most])
     return shown if len(paths) <= most else f"{shown} and {len(paths) - most} more"

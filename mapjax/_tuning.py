@@ -16,7 +16,7 @@ from mapjax._arguments import check_least, read_box
 from mapjax._keys import check_key
 from mapjax._result import RESULTS, Front, Samples, judge
 from mapjax._solution import Solution, provenance
-from mapjax._types import ArrayLike, PRNGKey, wide
+from mapjax._types import ArrayLike, PRNGKey, widened
 from mapjax.design import corners
 from mapjax.evaluation import Evaluator, Recorder, Task, describe_problem
 
@@ -294,7 +294,7 @@ def _loss(loss: Loss, task: Task, params: PyTree, inputs: PyTree, targets: PyTre
 def _entropy(outputs: Array) -> Array:
     # The cross-entropy of a distribution with itself. Classes that are ruled out by a
     # logit of minus infinity would give it a derivative that is NaN.
-    logits = jnp.maximum(outputs.astype(wide(outputs.dtype)), -1e9)
+    logits = jnp.maximum(widened(outputs), -1e9)
     single = logits.ndim == 1 or logits.shape[-1] == 1
     probabilities = jax.nn.sigmoid(logits) if single else jax.nn.softmax(logits)
     return metrics.cross_entropy(logits, probabilities)

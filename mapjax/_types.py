@@ -22,6 +22,11 @@ Rule = Callable[..., Any]
 """A merge rule: coefficients `[coefficients]` to parameters."""
 
 
+def widened(x: Any) -> Any:
+    """Give an array the dtype to compute in, float32 at least."""
+    return x.astype(wide(x.dtype))
+
+
 def wide(dtype: Any, other: Any = jnp.float32) -> np.dtype:
     """Give the dtype to compute in: float32 at least, or at least another one.
 

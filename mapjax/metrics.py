@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mapjax._types import Direction, wide
+from mapjax._types import Direction, widened
 
 
 class Metric(eqx.Module):
@@ -79,10 +79,6 @@ def as_metric(metric: Any) -> Metric:
     return metric if isinstance(metric, Metric) else Metric(metric)
 
 
-def _wide(outputs: Array) -> Array:
-    return outputs.astype(wide(outputs.dtype))
-
-
 def _is_single(outputs: Array) -> bool:
     """Tell whether there is one logit for each decision, whose sign decides."""
     return outputs.ndim == 1 or outputs.shape[-1] == 1
@@ -121,7 +117,7 @@ def _accuracy(outputs: Array, targets: Array) -> Array:
 
 
 def _cross_entropy(outputs: Array, targets: Array) -> Array:
-    logits = _wide(outputs)
+    logits = widened(outputs)
     if _is_single(outputs):  # two classes, of which the first has logit 0
         positive = 1.0 * _labels(outputs, targets)
         logits = logits.reshape(positive.shape)
@@ -151,7 +147,7 @@ def _mean_squared_error(outputs: Array, targets: Array) -> Array:
                 "pass one target for each output."
             )
         outputs = outputs.reshape(targets.shape)
-    return _mean_of_each(jnp.square(_wide(outputs) - targets))
+    return _mean_of_each(jnp.square(widened(outputs) - targets))
 
 
 def _f1(outputs: Array, targets: Array) -> Array:
@@ -183,7 +179,7 @@ def _binary_auc(scores: Array, positive: Array) -> Array:
 
 def _auc(outputs: Array, targets: Array) -> Array:
     labels, missing = _labels(outputs, targets).reshape(-1), jnp.any(jnp.isnan(outputs))
-    logits = _wide(outputs).reshape(len(labels), -1)
+    logits = widened(outputs).reshape(len(labels), -1)
     if logits.shape[1] == 1:
         area = _binary_auc(logits[:, 0], labels > 0)
     elif logits.shape[1] == 2:

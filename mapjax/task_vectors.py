@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mapjax import _tree
 from mapjax._low_rank import LowRank
-from mapjax._types import ArrayLike, wide
+from mapjax._types import ArrayLike, wide, widened
 
 
 class Group(NamedTuple):
@@ -209,6 +209,11 @@ def read_coefficients(task_vectors: TaskVectors, coefficients: Any) -> Array:
     )
 
 
+def group_numbers(task_vectors: TaskVectors) -> dict[str, int]:
+    """Say by key path which group a tensor is in; empty if there are no groups."""
+    return {path: i for i, group in enumerate(task_vectors.groups) for path in group.paths}
+
+
 def merge_leaves(
     task_vectors: TaskVectors, c: Array, join: Callable[[Any, Array, Any], Any]
 ) -> PyTree:
@@ -221,9 +226,7 @@ def merge_leaves(
     """
     leaves = _tree.leaves(task_vectors.base)
     vectors = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
-    columns = {
-        path: i for i, group in enumerate(task_vectors.groups) for path in group.paths
-    }
+    columns = group_numbers(task_vectors)
     merged = [
         leaf.value
         if v is None
@@ -336,7 +339,7 @@ def _gram(task_vectors: TaskVectors) -> Float[Array, "coefficients coefficients"
         if isinstance(v, LowRank):
             total = total + v.gram()
             continue
-        flat = v.reshape(v.shape[0], -1).astype(wide(v.dtype))
+        flat = widened(v.reshape(v.shape[0], -1))
         gram = jnp.matmul(flat, flat.conj().T, precision=jax.lax.Precision.HIGHEST)
         total = total + gram.real
     return total

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mapjax.io as mio
-from mapjax.io import _atomic, _header
+from mapjax import _atomic
+from mapjax.io import _header
 
 EXAMPLES = int(os.environ.get("MAPJAX_FUZZ", "200"))
 

@@ -257,7 +257,7 @@ def make_evaluator(metric=mj.metrics.cross_entropy, traces=None):
 
 def test_a_gradient_costs_about_three_evaluations():
     rng = np.random.default_rng(2)
-    inputs, labels = rng.normal(size=(200, 32)).astype(np.float32), np.zeros(200, int)
+    inputs, targets = rng.normal(size=(2, 200, 32)).astype(np.float32)
 
     def predict(params, x):
         for w in params:
@@ -265,12 +265,12 @@ def test_a_gradient_costs_about_three_evaluations():
         return x
 
     def draw():
-        return [rng.normal(size=(32, 32)).astype(np.float32) for _ in range(3)]
+        return [rng.normal(size=(32, 32)).astype(np.float32) for _ in range(1)]
 
-    for n in (1, 2, 8):
+    for n in (1, 8):
         tv = mj.TaskVectors.from_params(draw(), [draw() for _ in range(n)])
         tasks = [
-            mj.Task(f"t{i}", predict, inputs, labels, mj.metrics.cross_entropy)
+            mj.Task(f"t{i}", predict, inputs, targets, mj.metrics.mean_squared_error)
             for i in range(4)
         ]
         evaluator = mj.Evaluator(tv, tasks)

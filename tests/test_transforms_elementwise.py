@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import mapjax as mj
 from mapjax import transforms
 from mapjax._layers import layer_numbers
+from mapjax._tensors import base_tensors, tensors
 from mapjax.transforms import _ties
 from mapjax.transforms._order_statistics import kth_largest, ranks
-from mapjax.transforms._tensors import base_tensors, tensors
 
 KEY = jax.random.key(7)
 SHAPES = {"layer_0": {"kernel": (5, 7), "bias": (7,)}, "layer_1": (2, 2, 3, 4)}

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from mapjax import _tree
+from mapjax._tensors import base_tensors, tensors
 from mapjax._types import wide
 from mapjax.task_vectors import TaskVectors
 
@@ -83,21 +82,31 @@ def shares_base(
         arXiv 2008.11687.
     """
     tv = TaskVectors.from_params(base, experts)
-    places = _tree.values_up_to(tv.base, tv.vectors)
-    merged = [
-        (leaf, v)
-        for leaf, v in zip(jax.tree.leaves(tv.base), places, strict=True)
-        if v is not None
-    ]
+    merged = list(zip(base_tensors(tv), tensors(tv).values(), strict=True))
     matrices = [(leaf, v) for leaf, v in merged if leaf.ndim > 1] or merged
-    squares, dots, changes = np.asarray(_moments(matrices), float)
+    return compare_with_base(tv.names, np.asarray(_moments(matrices), float), least_cosine)
+
+
+def compare_with_base(
+    names: Sequence[str],
+    sums: np.ndarray,
+    least_cosine: float = 0.5,
+) -> SharedBase:
+    """Judge by sums over the numbers of each expert.
+
+    Args:
+        names: The experts.
+        sums: `[3, experts]`, of base times base, base times change, and change times change.
+        least_cosine: As in `shares_base`.
+    """
+    squares, dots, changes = sums
     norm = np.sqrt(squares)
     own = np.sqrt(np.maximum(squares + 2 * dots + changes, 0))
     product = norm * own
     cosines = (squares + dots) / np.where(product > 0, product, np.inf)
     relative = np.sqrt(changes) / np.where(norm > 0, norm, np.nan)
     return SharedBase(
-        tv.names, tuple(cosines.tolist()), tuple(relative.tolist()), least_cosine
+        tuple(names), tuple(cosines.tolist()), tuple(relative.tolist()), least_cosine
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mapjax.alignment._shared_base import compare_with_base
 from mapjax.io import AbstractCheckpoint, open_checkpoint
 from mapjax.io._inputs import Inputs, check_inputs
 from mapjax.io._plan import Piece, cut, peak
@@ -21,8 +22,6 @@ _MOST_NUMBERS = 2**23
 _SAMPLE = 2**16
 _WORKING_BYTES = 40  # per number and expert, in float64 and float32
 
-# Fine-tuning moves parameters by a few percent; independent training by more than their size.
-_FAR = 0.5
 # Experts of one other base have the way to it in common.
 _ALIKE = 0.9
 _COPIED = 1e-12
@@ -70,11 +69,11 @@ def make_report(
             if reading != "none":
                 begun = time.perf_counter()
                 some = math.inf if reading == "all" else _MOST_NUMBERS
-                gram, share, bad, nbytes = _gram(inputs, some, memory)
+                grams, share, bad, nbytes = _grams(inputs, some, memory)
                 rate = nbytes / (time.perf_counter() - begun)
                 errors += [f"Tensor {n!r} holds NaN or infinite values." for n in bad]
                 if not bad:
-                    report["norms"] = _norms(gram, names, share)
+                    report["norms"] = _norms(inputs, grams, share)
                     notes += _verdicts(report["norms"])
             report["merge"] = _plan(inputs, memory, rate)
         except (ValueError, OSError) as error:
@@ -121,14 +120,15 @@ def _fitting(
     return found
 
 
-def _gram(
+def _grams(
     inputs: Inputs, most: float | int, memory: int
-) -> tuple[np.ndarray, float, list[str], int]:
-    """Sum the products of the base and the task vectors with each other.
+) -> tuple[dict[str, np.ndarray], float, list[str], int]:
+    """Sum the products of the base and the task vectors with each other in each tensor.
 
     Returns:
-        The sums `[1 + experts, 1 + experts]`, the share of the numbers that were read, the
-        names of tensors with numbers that are not finite, and how many bytes were read.
+        The sums `[1 + experts, 1 + experts]` by name, the share of the numbers that were
+        read, the names of tensors with numbers that are not finite, and how many bytes were
+        read.
     """
     everything = [inputs.base, *inputs.experts]
     sizes = {name: inputs.base.tensors[name].size for name in inputs.merged}
@@ -164,9 +164,9 @@ def _gram(
         read[name] += count
         grams[name] += gram
         num_bytes[0] += nbytes
-    scaled = [grams[n] * (sizes[n] / read[n]) for n in sizes if read[n]]
+    scaled = {n: grams[n] * (sizes[n] / read[n]) for n in sizes if read[n]}
     share = sum(read.values()) / max(total, 1)
-    return np.sum(scaled, axis=0), share, sorted(bad), num_bytes[0]
+    return scaled, share, sorted(bad), num_bytes[0]
 
 
 def _products(rows: np.ndarray) -> np.ndarray:
@@ -194,7 +194,14 @@ def _sampled(sizes: Mapping[str, int], share: float, pieces: list[Piece]) -> lis
     return [piece for piece in found if piece.size]
 
 
-def _norms(gram: np.ndarray, names: tuple[str, ...], share: float) -> dict[str, Any]:
+def _norms(inputs: Inputs, grams: dict[str, np.ndarray], share: float) -> dict[str, Any]:
+    names = inputs.names
+    gram = np.sum(list(grams.values()), axis=0)
+    # Scales that start as ones are alike in all networks, so only matrices are compared.
+    matrices = [g for n, g in grams.items() if len(inputs.base.tensors[n].shape) > 1]
+    compared = np.sum(matrices or list(grams.values()), axis=0)
+    square, dots, changes = compared[0, 0], compared[0, 1:], np.diagonal(compared)[1:]
+    near = compare_with_base(names, np.stack([np.full_like(dots, square), dots, changes]))
     lengths = np.sqrt(np.maximum(np.diag(gram), 0))
     base, vectors = lengths[0], lengths[1:]
     with np.errstate(all="ignore"):
@@ -206,12 +213,13 @@ def _norms(gram: np.ndarray, names: tuple[str, ...], share: float) -> dict[str, 
             "is the base"
             if vectors[i] <= _COPIED * base
             else "shared"
-            if relative[i] < _FAR
+            if name not in near.strangers
             else "another?"
         )
         rows[name] = {
             "norm": float(vectors[i]),
             "relative_norm": float(relative[i]),
+            "cosine_with_base": near.cosines[i],
             "shares_base": kind,
         }
     return {
@@ -236,9 +244,9 @@ def _verdicts(norms: dict[str, Any]) -> list[str]:
             ]
             why = f" It points the way of {', '.join(map(repr, alike))}: is the base of "
             notes.append(
-                f"{name!r} is {rows[name]['relative_norm']:.2f} times as far from the base as "
-                "the base is long: it does not look fine-tuned from it, and merges of it are "
-                "seldom any good." + (f"{why}these another one?" if alike else "")
+                f"{name!r} is hardly like the base (cosine {rows[name]['cosine_with_base']:.2f}): "
+                "it does not look fine-tuned from it, and merges of it are seldom any good."
+                + (f"{why}these another one?" if alike else "")
             )
         for j in range(i):
             cosine = norms["cosine"][i][j]

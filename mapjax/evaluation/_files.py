@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mapjax._atomic import new_file
 
 
 def check_path(path: Path) -> None:
@@ -54,14 +55,8 @@ def read_lines(path: Path, form: str) -> tuple[dict[str, Any] | None, list[str],
 
 def save_outputs(folder: Path, key: bytes, outputs: list[np.ndarray]) -> None:
     """Write what the metrics saw of one merge, whole or not at all."""
-    path = _outputs_file(folder, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with new_file(_outputs_file(folder, key)) as file:
         np.savez(file, *outputs)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def load_outputs(

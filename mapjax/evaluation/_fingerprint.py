@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from mapjax._types import wide
+from mapjax._types import widened
 
 
 def fingerprints(trees: list[PyTree]) -> list[str | None]:
@@ -66,7 +66,7 @@ def _bits(x: Array) -> Array:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], axis=-1)
     if jnp.issubdtype(x.dtype, jnp.floating):
-        x = x.astype(wide(x.dtype))
+        x = widened(x)
     elif x.dtype.itemsize < 8:
         return x.astype(jnp.uint32)
     return jax.lax.bitcast_convert_type(x, jnp.uint32)

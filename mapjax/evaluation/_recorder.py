@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from mapjax._progress import progress_bar
 from mapjax._result import Samples
-from mapjax._types import wide
+from mapjax._types import widened
 from mapjax.evaluation._evaluator import Evaluator
 from mapjax.evaluation._files import check_path, load_outputs, read_lines, save_outputs
 from mapjax.evaluation._problem import Problem
@@ -302,6 +302,4 @@ def _is_real(dtype: Any) -> bool:
 
 def _wide(x: Any) -> np.ndarray:
     """Bring outputs to the host, as float32 at least: NumPy cannot save bfloat16."""
-    return np.asarray(
-        x.astype(wide(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
-    )
+    return np.asarray(widened(x) if jnp.issubdtype(x.dtype, jnp.floating) else x)

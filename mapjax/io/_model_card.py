@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mapjax._atomic import new_file
 from mapjax._solution import Solution
-from mapjax.io._atomic import new_file
 from mapjax.io._plan import MergePlan
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from mapjax._sizes import room_for
 from mapjax.io._inputs import Inputs
 
 LARGEST_PIECE = 2**20
@@ -118,7 +119,7 @@ def peak(pieces: Sequence[Piece], workers: int, memory: int) -> int:
 
 def bucket(size: int) -> int:
     """Round up to one of few sizes, so that few programs are compiled."""
-    return max(_SMALLEST_PIECE, 1 << (size - 1).bit_length())
+    return room_for(size, _SMALLEST_PIECE)
 
 
 def _bytes_per_number(inputs: Inputs, name: str) -> int:

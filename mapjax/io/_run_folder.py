@@ -11,9 +11,9 @@ from typing import IO, Any
 
 import jax
 
+from mapjax._atomic import existing_parent, new_file
 from mapjax._solution import Solution, provenance
 from mapjax._types import PRNGKey
-from mapjax.io._atomic import existing_parent, new_file
 from mapjax.io._solution import load_solution, save_solution
 
 _FORMAT = "mapjax run 1"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mapjax.io._atomic import SIDECAR
+from mapjax._atomic import SIDECAR
 from mapjax.io._header import read_header
 from mapjax.io._index import INDEX_SUFFIX, read_index
 from mapjax.io._tensor import AbstractCheckpoint, as_bytes

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from mapjax.io._atomic import check_free, check_space, new_file, new_folder
+from mapjax._atomic import check_free, check_space, new_file, new_folder
 from mapjax.io._dtypes import BY_NAME
 from mapjax.io._msgpack import dump_msgpack
 from mapjax.io._names import check_like, flatten, match, nest

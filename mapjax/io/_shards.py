@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mapjax.io._atomic import check_free, check_space, new_file, new_folder, write_at
+from mapjax._atomic import check_free, check_space, new_file, new_folder, write_at
 from mapjax.io._header import lay_out
 from mapjax.io._index import INDEX_SUFFIX, inside
 from mapjax.io._safetensors import SafetensorsCheckpoint

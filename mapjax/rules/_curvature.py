@@ -6,12 +6,14 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mapjax._types import wide
+from mapjax._algebra import matmul, side_by_side, solve
+from mapjax._tensors import map_by_shape
+from mapjax._types import widened
 from mapjax.rules._rule import MergeRule, dense, weighted_sum
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._algebra import matmul, side_by_side, solve
 from mapjax.transforms._checks import check_positive, check_share
 from mapjax.transforms._given import PerTask, each_task, weights_like
+from mapjax.transforms._gram import match_grams
 from mapjax.transforms._matrices import (
     InputAxes,
     Shape,
@@ -19,9 +21,8 @@ from mapjax.transforms._matrices import (
     matrix_shapes,
     to_matrices,
 )
-from mapjax.transforms._regmean import _kernels
-from mapjax.transforms._tensors import map_by_shape
-from mapjax.transforms._wudi import _root_moments
+from mapjax.transforms._regmean import damped, equilibrate
+from mapjax.transforms._wudi import root_moments
 
 
 def fisher_mean(task_vectors: TaskVectors, fishers: PerTask) -> MergeRule:
@@ -60,7 +61,7 @@ def fisher_mean(task_vectors: TaskVectors, fishers: PerTask) -> MergeRule:
     task_vectors = dense(task_vectors)
     given = each_task(task_vectors, fishers, "fishers")
     rows = weights_like(task_vectors, given, "fishers")
-    data = [_relative(jnp.stack([f.astype(wide(f.dtype)) for f in row])) for row in rows]
+    data = [_relative(jnp.stack([widened(f) for f in row])) for row in rows]
     return MergeRule(task_vectors, data, _fisher, (None,) * len(data))
 
 
@@ -96,9 +97,9 @@ def regmean_mean(
     """
     check_share("off_diagonal", off_diagonal, "the paper's 0.9")
     task_vectors = dense(task_vectors)
-    shapes, found = _kernels(task_vectors, each_task(task_vectors, grams, "grams"))
-    damped = [None if g is None else _damped(g[0], off_diagonal) for g in found]
-    data = damped, jnp.asarray(1 - off_diagonal)
+    shapes, found = match_grams(task_vectors, each_task(task_vectors, grams, "grams"))
+    scaled = [None if g is None else damped(g[0], off_diagonal) for g in found]
+    data = scaled, jnp.asarray(1 - off_diagonal)
     return MergeRule(task_vectors, data, _regmean, shapes)
 
 
@@ -143,10 +144,6 @@ def _relative(f: Float[Array, "tasks ..."]) -> Float[Array, "tasks ..."]:
     return f / jnp.where(top > 0, top, 1)
 
 
-def _damped(g: Float[Array, "tasks inputs inputs"], factor: float) -> Array:
-    return g * (factor + (1 - factor) * jnp.eye(g.shape[1], dtype=g.dtype))
-
-
 def _fisher(
     weights: list[Array],
     bases: list[Array],
@@ -168,21 +165,13 @@ def _fisher(
 def _regmean(
     weights: list[Array], bases: Any, vectors: list[Array], data: Any, shapes: tuple
 ) -> list[Array]:
-    grams, lack = data
+    grams, least = data
 
     def edit(
         w: Float[Array, " tasks"], m: Float[Array, "tasks inputs outputs"], g: Array
     ) -> Array:
         mean = weighted_sum(w, m)
-        total = weighted_sum(w, g)
-        diagonal = jnp.diagonal(total)
-        alive = diagonal > 0
-        scale = jnp.where(alive, 1 / jnp.sqrt(jnp.where(alive, diagonal, 1)), 0)
-        # With a unit diagonal the least eigenvalue is `lack` at least; what that lacks to
-        # the rounding of the largest is added, and pulls to the mean.
-        floor = jnp.maximum(0, 2 * len(total) * jnp.finfo(m.dtype).eps - lack)
-        pull = jnp.where(alive, floor, 1)
-        definite = scale[:, None] * total * scale + jnp.diag(pull)
+        scale, _, definite = equilibrate(weighted_sum(w, g), least)
         towards = scale[:, None] * weighted_sum(w, matmul(g, m - mean))
         return mean + scale[:, None] * solve(definite, towards[None])[0]
 
@@ -195,7 +184,7 @@ def _wudi(
     def edit(w: Float[Array, " tasks"], m: Float[Array, "tasks inputs outputs"]) -> Array:
         num_tasks, num_inputs, num_outputs = m.shape
         mean = weighted_sum(w, m)
-        squares, roots = _root_moments(m)
+        squares, roots = root_moments(m)
         # Every S_i has trace one, or zero where there is no update. A penalty below the
         # rounding of the largest eigenvalue would not make the matrix definite.
         trace = jnp.sum(jnp.where(squares > 0, w, 0))

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mapjax._layers import layer_numbers
+from mapjax._tensors import tensors
 from mapjax.rules._rule import MergeRule, dense, weighted_sum
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._tensors import tensors
 
 
 def weighted_average(task_vectors: TaskVectors) -> MergeRule:

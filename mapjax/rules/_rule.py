@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,11 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from mapjax import _tree
-from mapjax._low_rank import LowRank
-from mapjax._types import ArrayLike, wide
-from mapjax.task_vectors import TaskVectors, read_coefficients
+from mapjax._tensors import (
+    base_tensors,
+    per_task,
+    replace_tensors,
+    sum_tasks,
+    tensors,
+)
+from mapjax._types import ArrayLike, widened
+from mapjax.task_vectors import TaskVectors, group_numbers, read_coefficients
 from mapjax.transforms._matrices import Shape
-from mapjax.transforms._tensors import base_tensors, per_task, sum_tasks, tensors
 
 
 class MergeRule(eqx.Module):
@@ -88,27 +92,18 @@ class MergeRule(eqx.Module):
 
 def dense(task_vectors: TaskVectors) -> TaskVectors:
     """Multiply out vectors that are kept as factors: a rule reads every entry."""
-
-    def is_low_rank(node: Any) -> bool:
-        return isinstance(node, LowRank)
-
-    vectors = jax.tree.map(
-        lambda v: v.dense() if is_low_rank(v) else v,
-        task_vectors.vectors,
-        is_leaf=is_low_rank,
-    )
-    return dataclasses.replace(task_vectors, vectors=vectors)
+    return replace_tensors(task_vectors, list(tensors(task_vectors).values()))
 
 
 @eqx.filter_jit
 def _merge(rule: MergeRule, c: Array) -> PyTree:
     tv = rule.task_vectors
-    c = c.astype(wide(c.dtype))
+    c = widened(c)
     c = jnp.where(c >= 0, c, 0)
     total = jnp.sum(c, axis=0)
     w = c / jnp.where(total > 0, total, 1)
     scale = total if rule.scales else jnp.where(total > 0, 1.0, 0.0)
-    groups = {path: i for i, group in enumerate(tv.groups) for path in group.paths}
+    groups = group_numbers(tv)
 
     def own(x: Array, path: str) -> Array:
         """Pick what belongs to the tensor's group, where groups have their own."""
@@ -116,21 +111,17 @@ def _merge(rule: MergeRule, c: Array) -> PyTree:
 
     named = tensors(tv)
     weights = [own(w, path) for path in named]
-    bases = [_wide(leaf) for leaf in base_tensors(tv)]
-    vectors = [_wide(v) for v in named.values()]
+    bases = [widened(leaf) for leaf in base_tensors(tv)]
+    vectors = [widened(v) for v in named.values()]
     changes = rule.change(weights, bases, vectors, rule.data, rule.shapes)
     steps = (own(scale, path) * x for path, x in zip(named, changes, strict=True))
     merged = [
-        leaf if v is None else (_wide(leaf) + next(steps)).astype(leaf.dtype)
+        leaf if v is None else (widened(leaf) + next(steps)).astype(leaf.dtype)
         for leaf, v in zip(
             jax.tree.leaves(tv.base), _tree.values_up_to(tv.base, tv.vectors), strict=True
         )
     ]
     return _tree.rebuild(tv.base, merged)
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(wide(x.dtype))
 
 
 def weighted_sum(weights: Array, vectors: Float[Array, "tasks ..."]) -> Array:

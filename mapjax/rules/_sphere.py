@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mapjax._types import wide
+from mapjax._algebra import HIGHEST
+from mapjax._tensors import base_tensors, sum_tasks, tensors
+from mapjax._types import widened
 from mapjax.rules._rule import MergeRule, dense
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._algebra import HIGHEST
 from mapjax.transforms._matrices import (
     InputAxes,
     Shape,
@@ -20,7 +21,6 @@ from mapjax.transforms._matrices import (
     matrix_shapes,
     to_matrices,
 )
-from mapjax.transforms._tensors import base_tensors, sum_tasks, tensors
 
 _NUM_STEPS = 20
 _NEAREST = 1e-6
@@ -151,7 +151,7 @@ def _directions(
     """Compute norms, and cosines between tasks, of all directions of all tensors."""
     norms, cosines = [], []
     for i, (v, shape) in enumerate(zip(vectors, shapes, strict=True)):
-        x = v.astype(wide(v.dtype))
+        x = widened(v)
         x = x if bases is None else x + bases[i].astype(x.dtype)
         x = _as_columns(x, shape)
         # Divided by the largest first: squares of small numbers would underflow.

@@ -1,5 +1,6 @@
 """What the multi-objective algorithms share: configuration, state and checks."""
 
+import abc
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,7 @@ class State(BaseState):
     generation_counter: Int[Array, ""]
 
 
-class MultiObjectiveAlgorithm(PopulationBasedAlgorithm):
+class MultiObjectiveAlgorithm(PopulationBasedAlgorithm, abc.ABC):
     """An evosax algorithm whose fitness is `[population, objectives]`, minimised.
 
     evosax 0.3 takes an argmin of the fitness in `init` and `tell`, which for several
@@ -132,8 +133,9 @@ class MultiObjectiveAlgorithm(PopulationBasedAlgorithm):
             "`mapjax.pareto.non_dominated(state.fitness)`."
         )
 
+    @abc.abstractmethod
     def _start(self, key: PRNGKey, population: Array, fitness: Array, params: Any) -> Any:
-        raise NotImplementedError
+        """Make the state of the first, evaluated population."""
 
     def _check_shapes(self, population: Any, fitness: Any) -> None:
         size, num, objectives = self._configuration()[:3]

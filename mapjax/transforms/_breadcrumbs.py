@@ -4,10 +4,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mapjax._tensors import edit_each, replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_number
 from mapjax.transforms._order_statistics import counts, thresholds
-from mapjax.transforms._tensors import edit_each, replace_tensors, tensors
 
 
 def breadcrumbs(

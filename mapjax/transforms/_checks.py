@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from mapjax._tensors import tensors
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._tensors import tensors
 
 
 def check_number(name: str, value: Any) -> None:

@@ -4,8 +4,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mapjax._algebra import matmul, side_by_side, singular
+from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._algebra import matmul, side_by_side, singular
 from mapjax.transforms._checks import (
     check_density,
     check_positive,
@@ -15,7 +16,6 @@ from mapjax.transforms._checks import (
 from mapjax.transforms._descent import adam
 from mapjax.transforms._matrices import InputAxes, Shape, edit_matrices, matrix_shapes
 from mapjax.transforms._order_statistics import counts, thresholds
-from mapjax.transforms._tensors import replace_tensors, tensors
 
 
 def doge(

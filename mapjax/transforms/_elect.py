@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mapjax.transforms._tensors import sum_tasks
+from mapjax._tensors import sum_tasks
 
 
 def disjoint_mean(v: Float[Array, "tasks ..."]) -> Float[Array, "tasks ..."]:

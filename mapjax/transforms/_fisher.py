@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from mapjax._types import Params, wide
+from mapjax._types import Params, wide, widened
 
 
 def fisher(
@@ -77,7 +77,7 @@ def _fisher(
 ) -> PyTree:
     def squares(example: PyTree) -> PyTree:
         g = jax.grad(lambda p: loss(eqx.combine(p, rest), example))(given)
-        return jax.tree.map(lambda x: jnp.abs(x.astype(wide(x.dtype))) ** 2, g)
+        return jax.tree.map(lambda x: jnp.abs(widened(x)) ** 2, g)
 
     def add(total: PyTree, batch: PyTree) -> tuple[PyTree, None]:
         found = jax.vmap(squares)(batch)

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from mapjax import _tree
+from mapjax._tensors import tensors
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._tensors import tensors
 
 PerTask = Mapping[str, Any] | Sequence[Any]
 """One thing for each task, by name or in order."""
@@ -57,7 +57,7 @@ def weights_like(
             if path not in held:
                 raise ValueError(
                     f"`{argument}` of expert {name!r} has no leaf {path}, which is merged; "
-                    f"it has {_tree._some(list(held)) or 'none'}. Give a tree like the "
+                    f"it has {_tree.some(list(held)) or 'none'}. Give a tree like the "
                     "parameters."
                 )
             if np.shape(held[path]) != v.shape[1:]:

@@ -1,16 +1,19 @@
 """Gram matrices of what every kernel of a model reads, for any framework."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from mapjax import _tree
+from mapjax._tensors import tensors
 from mapjax._types import Params
+from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._fisher import count_examples
+from mapjax.transforms._matrices import Shape, matrix_shape
 from mapjax.transforms._operands import Gram, View, watch
 
 
@@ -100,3 +103,53 @@ def _sums(
     seen: dict[str, Gram] = {}
     watch(closed, given, [*views, *[None] * (len(given) - len(views))], seen)
     return list(seen.items())  # a dict would come back in the order of its keys
+
+
+def match_grams(
+    task_vectors: TaskVectors, given: list[Mapping[str, Gram]]
+) -> tuple[tuple[Shape | None, ...], list[tuple[Array] | None]]:
+    """Match the Gram matrices of every expert with the tensors.
+
+    Returns:
+        For each tensor how it is a matrix, and the Gram matrices of all experts; None for
+        both if there are none.
+
+    Raises:
+        ValueError: If they do not fit. The key path is named.
+    """
+    named = tensors(task_vectors)
+    for name, grams in zip(task_vectors.names, given, strict=True):
+        for path in [p for p in grams if p not in named]:
+            raise ValueError(
+                f"`grams` of expert {name!r} has a Gram matrix for {path}, which is not "
+                f"merged; merged are {list(named)}. Pass `gram_matrices` the same tree as "
+                "`TaskVectors.from_params`, or drop this entry."
+            )
+    shapes: list[Shape | None] = []
+    data: list[tuple[Array] | None] = []
+    for path, v in named.items():
+        found = [grams.get(path) for grams in given]
+        present = [gram for gram in found if gram is not None]
+        if not present:
+            shapes.append(None)
+            data.append(None)
+            continue
+        for name, gram in zip(task_vectors.names, found, strict=True):
+            if gram is None:
+                raise ValueError(
+                    f"`grams` of expert {name!r} has no Gram matrix for {path}, but those "
+                    "of other experts have. Compute all with the same `predict`."
+                )
+            valid = set(gram.axes) <= set(range(v.ndim - 1))
+            shape = matrix_shape(v.shape[1:], gram.axes) if valid else None
+            wanted = shape and (shape.num_inputs,) * 2
+            if gram.axes != present[0].axes or gram.matrix.shape != wanted:
+                raise ValueError(
+                    f"`grams` of expert {name!r} has a Gram matrix of shape "
+                    f"{gram.matrix.shape} for the axes {gram.axes} of {path}, whose shape is "
+                    f"{v.shape[1:]}; expected is {wanted} for axes {present[0].axes}. "
+                    "Compute all with the same `predict` from the experts themselves."
+                )
+        shapes.append(matrix_shape(v.shape[1:], present[0].axes))
+        data.append((jnp.stack([gram.matrix for gram in present]),))
+    return tuple(shapes), data

@@ -4,8 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._algebra import (
+from mapjax._algebra import (
     Singular,
     apart,
     matmul,
@@ -13,6 +12,8 @@ from mapjax.transforms._algebra import (
     side_by_side,
     singular,
 )
+from mapjax._tensors import replace_tensors, tensors
+from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_share
 from mapjax.transforms._matrices import (
     InputAxes,
@@ -21,7 +22,6 @@ from mapjax.transforms._matrices import (
     matrix_shapes,
     mean_parts,
 )
-from mapjax.transforms._tensors import replace_tensors, tensors
 
 
 def iso_c(task_vectors: TaskVectors, *, input_axes: InputAxes = "leading") -> TaskVectors:

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array
 
 from mapjax._layers import layer_numbers
+from mapjax._tensors import edit_each, replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_number
-from mapjax.transforms._tensors import edit_each, replace_tensors, tensors
 
 
 def lines(

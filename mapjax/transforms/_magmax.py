@@ -4,8 +4,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mapjax._tensors import edit_each, per_task, replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._tensors import edit_each, per_task, replace_tensors, tensors
 
 
 def magmax(task_vectors: TaskVectors) -> TaskVectors:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mapjax._types import wide
+from mapjax._tensors import tensors
+from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._tensors import tensors
 
 InputAxes = Literal["leading", "trailing"] | Callable[[str, tuple[int, ...]], Sequence[int]]
 """Which axes of a tensor are a layer's inputs; all the others are its outputs.
@@ -143,7 +143,7 @@ def edit_matrices(
     edited: list[Any] = [None] * len(vectors)
     for i, (v, shape) in enumerate(zip(vectors, shapes, strict=True)):
         if shape is None:
-            edited[i] = others(v.astype(wide(v.dtype))).astype(v.dtype)
+            edited[i] = others(widened(v)).astype(v.dtype)
         else:
             groups.setdefault((shape[1:], v.dtype), []).append(i)
     for members in groups.values():
@@ -154,7 +154,7 @@ def edit_matrices(
 
         def one(given: Any) -> Array:
             m, extra = given
-            return edit(m.astype(wide(m.dtype)), *extra).astype(m.dtype)
+            return edit(widened(m), *extra).astype(m.dtype)
 
         results = _batched(one, (matrices, extra), matrices.size)
         for k, (shape, i) in enumerate(chosen):
@@ -168,7 +168,7 @@ def _batched(one: Callable[[Any], Array], given: Any, size: int) -> Array:
     def each(given: Any) -> Array:
         return lax.map(one, given)
 
-    # On the CPU decompositions must not be batched: see `_algebra._svd`.
+    # On the CPU decompositions must not be batched: see `_algebra.svd`.
     together = jax.vmap(one) if size <= AT_ONCE else each
     return lax.platform_dependent(given, cpu=each, default=together)
 

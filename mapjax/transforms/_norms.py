@@ -4,14 +4,14 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._tensors import (
+from mapjax._tensors import (
     edit_each,
     per_task,
     replace_tensors,
     sum_tasks,
     tensors,
 )
+from mapjax.task_vectors import TaskVectors
 
 
 def metagpt(task_vectors: TaskVectors) -> TaskVectors:

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mapjax._types import wide
+from mapjax._algebra import matmul, singular
+from mapjax._tensors import replace_tensors, tensors
+from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._algebra import matmul, singular
 from mapjax.transforms._checks import check_share
 from mapjax.transforms._matrices import InputAxes, Shape, edit_matrices, matrix_shapes
-from mapjax.transforms._tensors import replace_tensors, tensors
 
 
 def opcm(
@@ -70,11 +70,11 @@ def _opcm(
 
     cleaned = edit_matrices(vectors, shapes, edit, lambda v: v)
     norms = jnp.sqrt(sum(_squares(v.reshape(len(v), -1)) for v in vectors))
-    merged = [jnp.sum(v.astype(wide(v.dtype)), 0) for v in cleaned]
+    merged = [jnp.sum(widened(v), 0) for v in cleaned]
     norm = jnp.sqrt(sum(_squares(v.reshape(1, -1)) for v in merged))[0]
     scale = jnp.where(norm > 0, jnp.mean(norms) / jnp.where(norm > 0, norm, 1), 0)
-    return [(v.astype(wide(v.dtype)) * scale).astype(v.dtype) for v in cleaned]
+    return [(widened(v) * scale).astype(v.dtype) for v in cleaned]
 
 
 def _squares(v: Float[Array, "tasks size"]) -> Float[Array, " tasks"]:
-    return jnp.sum(jnp.abs(v.astype(wide(v.dtype))) ** 2, 1)
+    return jnp.sum(jnp.abs(widened(v)) ** 2, 1)

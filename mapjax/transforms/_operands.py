@@ -9,7 +9,7 @@ from jax import lax
 from jax.extend import core
 from jaxtyping import Array, Float
 
-from mapjax._types import wide
+from mapjax._types import widened
 
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 CALLS |= {"checkpoint", "remat", "remat2"}
@@ -216,7 +216,7 @@ def _see_convolution(
 def _see(path: str, rows: Array, axes: tuple[int, ...], seen: dict[str, Gram]) -> None:
     if not jnp.issubdtype(rows.dtype, jnp.floating) or not axes:
         return
-    x = rows.astype(wide(rows.dtype))
+    x = widened(rows)
     matrix = jnp.matmul(x.T, x, precision=lax.Precision.HIGHEST)
     _add(seen, path, Gram(matrix, jnp.asarray(len(x), x.dtype), axes))
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from mapjax._tensors import map_by_shape, per_task
 from mapjax._types import wide
-from mapjax.transforms._tensors import map_by_shape, per_task
 
 Scope = Literal["tensor", "global"]
 """What an entry is compared with: its own tensor, or the whole model. Always one task's."""

@@ -7,17 +7,17 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mapjax._types import wide
-from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._checks import check_density, check_real, check_scope
-from mapjax.transforms._order_statistics import Scope, counts, thresholds
-from mapjax.transforms._tensors import (
+from mapjax._tensors import (
     edit_each,
     per_task,
     replace_tensors,
     sum_tasks,
     tensors,
 )
+from mapjax._types import widened
+from mapjax.task_vectors import TaskVectors
+from mapjax.transforms._checks import check_density, check_real, check_scope
+from mapjax.transforms._order_statistics import Scope, counts, thresholds
 
 
 def pcb(
@@ -71,10 +71,10 @@ def pcb(
 
 @eqx.filter_jit
 def _pcb(vectors: list[Array], kept: list[Array]) -> list[Array]:
-    widened = [v.astype(wide(v.dtype)) for v in vectors]
+    numbers = [widened(v) for v in vectors]
     together = len(kept) < len(vectors)
-    ranges = _ranges([jnp.abs(v) for v in widened], together)
-    scores = [_score(v, *ends) for v, ends in zip(widened, ranges, strict=True)]
+    ranges = _ranges([jnp.abs(v) for v in numbers], together)
+    scores = [_score(v, *ends) for v, ends in zip(numbers, ranges, strict=True)]
     tops = [most for _, most in _ranges(scores, together)]
 
     def edit(v: Array, score: Array, least: Array, most: Array) -> Array:

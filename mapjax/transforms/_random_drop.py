@@ -6,17 +6,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mapjax._keys import check_key
-from mapjax._types import PRNGKey
-from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._checks import check_density, check_number, check_real
-from mapjax.transforms._elect import disjoint_mean
-from mapjax.transforms._order_statistics import ranks
-from mapjax.transforms._tensors import (
+from mapjax._tensors import (
     edit_each,
     map_by_shape,
     replace_tensors,
     tensors,
 )
+from mapjax._types import PRNGKey
+from mapjax.task_vectors import TaskVectors
+from mapjax.transforms._checks import check_density, check_number, check_real
+from mapjax.transforms._elect import disjoint_mean
+from mapjax.transforms._order_statistics import ranks
 
 
 def dare(task_vectors: TaskVectors, *, density: float = 0.1, key: PRNGKey) -> TaskVectors:

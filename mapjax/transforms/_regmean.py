@@ -1,18 +1,16 @@
 """Regression means: the merge whose layers answer as the experts' layers do."""
 
-from collections.abc import Mapping
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mapjax._algebra import matmul, solve
+from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._algebra import matmul, solve
 from mapjax.transforms._checks import check_share
 from mapjax.transforms._given import PerTask, each_task
-from mapjax.transforms._matrices import Shape, edit_matrices, matrix_shape, mean_parts
-from mapjax.transforms._operands import Gram
-from mapjax.transforms._tensors import replace_tensors, tensors
+from mapjax.transforms._gram import match_grams
+from mapjax.transforms._matrices import Shape, edit_matrices, mean_parts
 
 
 def regmean(
@@ -66,53 +64,11 @@ def regmean(
     """
     check_share("off_diagonal", off_diagonal, "the paper's 0.9")
     given = each_task(task_vectors, grams, "grams")
-    shapes, data = _kernels(task_vectors, given)
+    shapes, data = match_grams(task_vectors, given)
     edited = _regmean(
         list(tensors(task_vectors).values()), shapes, data, jnp.asarray(off_diagonal)
     )
     return replace_tensors(task_vectors, edited)
-
-
-def _kernels(
-    task_vectors: TaskVectors, given: list[Mapping[str, Gram]]
-) -> tuple[tuple[Shape | None, ...], list[tuple[Array] | None]]:
-    """Match Gram matrices with tensors, or say which does not fit."""
-    named = tensors(task_vectors)
-    for name, grams in zip(task_vectors.names, given, strict=True):
-        for path in [p for p in grams if p not in named]:
-            raise ValueError(
-                f"`grams` of expert {name!r} has a Gram matrix for {path}, which is not "
-                f"merged; merged are {list(named)}. Pass `gram_matrices` the same tree as "
-                "`TaskVectors.from_params`, or drop this entry."
-            )
-    shapes: list[Shape | None] = []
-    data: list[tuple[Array] | None] = []
-    for path, v in named.items():
-        found = [grams.get(path) for grams in given]
-        present = [gram for gram in found if gram is not None]
-        if not present:
-            shapes.append(None)
-            data.append(None)
-            continue
-        for name, gram in zip(task_vectors.names, found, strict=True):
-            if gram is None:
-                raise ValueError(
-                    f"`grams` of expert {name!r} has no Gram matrix for {path}, but those "
-                    "of other experts have. Compute all with the same `predict`."
-                )
-            valid = set(gram.axes) <= set(range(v.ndim - 1))
-            shape = matrix_shape(v.shape[1:], gram.axes) if valid else None
-            wanted = shape and (shape.num_inputs,) * 2
-            if gram.axes != present[0].axes or gram.matrix.shape != wanted:
-                raise ValueError(
-                    f"`grams` of expert {name!r} has a Gram matrix of shape "
-                    f"{gram.matrix.shape} for the axes {gram.axes} of {path}, whose shape is "
-                    f"{v.shape[1:]}; expected is {wanted} for axes {present[0].axes}. "
-                    "Compute all with the same `predict` from the experts themselves."
-                )
-        shapes.append(matrix_shape(v.shape[1:], present[0].axes))
-        data.append((jnp.stack([gram.matrix for gram in present]),))
-    return tuple(shapes), data
 
 
 @eqx.filter_jit
@@ -125,20 +81,38 @@ def _regmean(
     def edit(
         m: Float[Array, "tasks inputs outputs"], g: Float[Array, "tasks inputs inputs"]
     ) -> Array:
-        num_tasks, size, _ = m.shape
-        eye = jnp.eye(size, dtype=m.dtype)
-        factor = off_diagonal.astype(m.dtype)
-        g = g.astype(m.dtype) * (factor + (1 - factor) * eye)
-        total = jnp.sum(g, 0)
-        diagonal = jnp.diagonal(total)
-        alive = diagonal > 0
-        # With a unit diagonal the least eigenvalue is 1 - factor at least; what that lacks
-        # to the rounding of the largest is added, and pulls to the mean.
-        scale = jnp.where(alive, 1 / jnp.sqrt(jnp.where(alive, diagonal, 1)), 1)
-        floor = jnp.maximum(0, 2 * size * jnp.finfo(m.dtype).eps - (1 - factor))
-        pull = jnp.where(alive, floor * diagonal, 1)
-        own = matmul(g, m) + pull[:, None] / num_tasks * m
-        definite = scale[:, None] * (total + jnp.diag(pull)) * scale
+        g = damped(g.astype(m.dtype), off_diagonal)
+        scale, pull, definite = equilibrate(jnp.sum(g, 0), 1 - off_diagonal)
+        own = matmul(g, m) + (pull / scale**2)[:, None] / len(m) * m
         return scale[:, None] * solve(definite, scale[:, None] * own)
 
     return edit_matrices(vectors, shapes, edit, mean_parts, data)
+
+
+def damped(g: Float[Array, "tasks inputs inputs"], factor: Array | float) -> Array:
+    """Scale the off-diagonal entries of Gram matrices."""
+    factor = jnp.asarray(factor, g.dtype)
+    return g * (factor + (1 - factor) * jnp.eye(g.shape[1], dtype=g.dtype))
+
+
+def equilibrate(
+    total: Float[Array, "inputs inputs"], least: Array
+) -> tuple[Float[Array, " inputs"], Float[Array, " inputs"], Float[Array, "inputs inputs"]]:
+    """Scale a sum of Gram matrices to a unit diagonal, and make it safely definite.
+
+    Args:
+        total: The sum. Rows of inputs that are always zero are zero.
+        least: What its least eigenvalue is with a unit diagonal, at least.
+
+    Returns:
+        The factor of every row and column, what was then added to the diagonal, and the
+        result. What is added pulls to the mean: what `least` lacks to the rounding of the
+        largest eigenvalue, and one for inputs that are always zero.
+    """
+    diagonal = jnp.diagonal(total)
+    alive = diagonal > 0
+    scale = jnp.where(alive, 1 / jnp.sqrt(jnp.where(alive, diagonal, 1)), 1)
+    rounding = 2 * len(total) * jnp.finfo(total.dtype).eps
+    lack = jnp.maximum(0, rounding - least).astype(total.dtype)
+    pull = jnp.where(alive, lack, 1)
+    return scale, pull, scale[:, None] * total * scale + jnp.diag(pull)

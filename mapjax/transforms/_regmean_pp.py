@@ -6,12 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from mapjax import _tree
+from mapjax._tensors import edit_tensors, tensors
 from mapjax.task_vectors import TaskVectors, merge
 from mapjax.transforms._given import PerTask, each_task
 from mapjax.transforms._gram import gram_matrices
 from mapjax.transforms._operands import Gram
 from mapjax.transforms._regmean import regmean
-from mapjax.transforms._tensors import edit_tensors, tensors
 
 
 def regmean_pp(

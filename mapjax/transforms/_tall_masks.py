@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from mapjax._tensors import edit_each, replace_tensors, sum_tasks, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_number
-from mapjax.transforms._tensors import edit_each, replace_tensors, sum_tasks, tensors
 
 
 def tall_mask(task_vectors: TaskVectors, *, scale: float = 0.4) -> TaskVectors:

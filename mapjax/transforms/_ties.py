@@ -4,11 +4,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mapjax._tensors import edit_each, replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_density, check_real, check_scope
 from mapjax.transforms._elect import disjoint_mean
 from mapjax.transforms._order_statistics import Scope, counts, thresholds
-from mapjax.transforms._tensors import edit_each, replace_tensors, tensors
 
 
 def ties(

@@ -3,8 +3,9 @@
 import equinox as eqx
 from jaxtyping import Array, Float
 
+from mapjax._algebra import apart, matmul, polar, side_by_side, singular
+from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._algebra import apart, matmul, polar, side_by_side, singular
 from mapjax.transforms._matrices import (
     InputAxes,
     Shape,
@@ -12,7 +13,6 @@ from mapjax.transforms._matrices import (
     matrix_shapes,
     mean_parts,
 )
-from mapjax.transforms._tensors import replace_tensors, tensors
 
 
 def tsv(

@@ -4,12 +4,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mapjax._types import wide
+from mapjax._tensors import replace_tensors, tensors
+from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_density
 from mapjax.transforms._given import PerTask, each_task, weights_like
 from mapjax.transforms._order_statistics import counts, thresholds
-from mapjax.transforms._tensors import replace_tensors, tensors
 
 
 def fisher_weighted(task_vectors: TaskVectors, fishers: PerTask) -> TaskVectors:
@@ -97,12 +97,12 @@ def ota(
 def _ota(
     vectors: list[Array], moments: list[list[Array]], kept: list[Array] | None
 ) -> list[Array]:
-    edited = _weigh(vectors, [[jnp.sqrt(_wide(nu)) for nu in row] for row in moments])
+    edited = _weigh(vectors, [[jnp.sqrt(widened(nu)) for nu in row] for row in moments])
     if kept is None:
         return edited
     # Its root has the same order, and does not underflow where both factors are small.
     saliency = [
-        jnp.sqrt(_wide(jnp.stack(row))) * jnp.abs(_wide(v))
+        jnp.sqrt(widened(jnp.stack(row))) * jnp.abs(widened(v))
         for v, row in zip(vectors, moments, strict=True)
     ]
     return [
@@ -114,7 +114,7 @@ def _ota(
 @eqx.filter_jit
 def _weigh(vectors: list[Array], weights: list[list[Array]]) -> list[Array]:
     return [
-        (_wide(v) * _shares(jnp.stack([_wide(w) for w in row]))).astype(v.dtype)
+        (widened(v) * _shares(jnp.stack([widened(w) for w in row]))).astype(v.dtype)
         for v, row in zip(vectors, weights, strict=True)
     ]
 
@@ -124,7 +124,3 @@ def _shares(w: Float[Array, "tasks ..."]) -> Float[Array, "tasks ..."]:
     top = jnp.max(w, 0)
     w = jnp.where(top > 0, w / jnp.where(top > 0, top, 1), 1)
     return w / jnp.sum(w, 0)
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(wide(x.dtype))

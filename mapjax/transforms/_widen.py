@@ -5,7 +5,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mapjax._types import wide
+from mapjax._tensors import (
+    base_tensors,
+    edit_each,
+    replace_tensors,
+    tensors,
+)
+from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_number, check_real
 from mapjax.transforms._matrices import (
@@ -16,12 +22,6 @@ from mapjax.transforms._matrices import (
     to_matrices,
 )
 from mapjax.transforms._order_statistics import ranks
-from mapjax.transforms._tensors import (
-    base_tensors,
-    edit_each,
-    replace_tensors,
-    tensors,
-)
 
 
 def widen(
@@ -104,7 +104,7 @@ def _widen(
             change = jnp.abs(v)
             mean = jnp.mean(change, axis=range(1, v.ndim), keepdims=True)
             return v * scores(change, change > ratio * mean)
-        base = base.astype(wide(base.dtype))
+        base = widened(base)
         old, new = (to_matrices(x, shape) for x in (base[None], base + v))
         (old_magnitude, old), (new_magnitude, new) = _disentangle(old), _disentangle(new)
         # One minus the cosine of unit vectors, without cancellation for close ones.

@@ -4,8 +4,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mapjax._algebra import matmul, side_by_side, solve
+from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._algebra import matmul, side_by_side, solve
 from mapjax.transforms._checks import check_positive, check_steps
 from mapjax.transforms._descent import adam
 from mapjax.transforms._matrices import (
@@ -15,7 +16,6 @@ from mapjax.transforms._matrices import (
     matrix_shapes,
     mean_parts,
 )
-from mapjax.transforms._tensors import replace_tensors, tensors
 
 
 def wudi(
@@ -114,7 +114,7 @@ def _wudi(
 ) -> list[Array]:
     def edit(m: Float[Array, "tasks inputs outputs"]) -> Array:
         num_tasks, num_inputs, num_outputs = m.shape
-        n, roots = _root_moments(m)
+        n, roots = root_moments(m)
         # Every S_i has trace one, or zero where there is no update. A penalty below the
         # rounding of the largest eigenvalue would not make the matrix definite.
         trace = jnp.maximum(jnp.sum(n > 0), 1)
@@ -145,7 +145,7 @@ def _wudi_descent(
 ) -> list[Array]:
     def edit(m: Float[Array, "tasks inputs outputs"]) -> Array:
         num_tasks, num_inputs, num_outputs = m.shape
-        _, roots = _root_moments(m)
+        _, roots = root_moments(m)
         own = matmul(roots, matmul(roots.mT, m))  # S_i tau_i
         a = side_by_side(roots)
         small = num_inputs <= num_tasks * num_outputs
@@ -161,7 +161,7 @@ def _wudi_descent(
     return edit_matrices(vectors, shapes, edit, mean_parts)
 
 
-def _root_moments(m: Array) -> tuple[Array, Array]:
+def root_moments(m: Array) -> tuple[Array, Array]:
     """Compute squared norms, and each update divided by its norm, whose square is S_i."""
     n = jnp.sum(m**2, (1, 2))
     root = jnp.sqrt(jnp.where(n > 0, n, 1))

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from mapjax import _tree
 from mapjax._low_rank import LowRank
-from mapjax._types import wide
+from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 
 
@@ -37,7 +37,7 @@ def edit_each(
         *others: What else belongs to each tensor.
     """
     return [
-        edit(v.astype(wide(v.dtype)), *extra).astype(v.dtype) if v.size else v
+        edit(widened(v), *extra).astype(v.dtype) if v.size else v
         for v, *extra in zip(vectors, *others, strict=True)
     ]
 
@@ -65,12 +65,15 @@ def tensors(task_vectors: TaskVectors) -> dict[str, Array]:
     Those that are kept as factors are multiplied out: an edit reads every entry.
     """
     places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
+    vectors = [v.dense() if isinstance(v, LowRank) else v for v in places if v is not None]
+    return dict(zip(tensor_paths(task_vectors), vectors, strict=True))
+
+
+def tensor_paths(task_vectors: TaskVectors) -> list[str]:
+    """List the key paths of the merged tensors, in the order of `tensors`."""
+    places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
     leaves = _tree.leaves(task_vectors.base)
-    return {
-        leaf.path: v.dense() if isinstance(v, LowRank) else v
-        for leaf, v in zip(leaves, places, strict=True)
-        if v is not None
-    }
+    return [leaf.path for leaf, v in zip(leaves, places, strict=True) if v is not None]
 
 
 def base_tensors(task_vectors: TaskVectors) -> list[Array]:

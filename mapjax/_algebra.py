@@ -40,14 +40,23 @@ def singular(
         scale: The size of numbers whose rounding is in `matrix`, if it is a difference;
             by default the largest singular value.
     """
-    u, s, vt = _svd(matrix)
+    u, s, vt = svd(matrix)
     tolerance = jnp.finfo(s.dtype).eps * max(matrix.shape[-2:])
     real = s > tolerance * (s[..., :1] if scale is None else scale[..., None])
     keep = real[..., None, :]
     return Singular(jnp.where(keep, u, 0), jnp.where(real, s, 0), jnp.where(keep, vt.mT, 0))
 
 
-def _svd(matrix: Array) -> tuple[Array, Array, Array]:
+def svd(
+    matrix: Float[Array, "... rows columns"], at_once: int | None = None
+) -> tuple[Array, Array, Array]:
+    """Compute thin singular value decompositions, on the CPU one by one.
+
+    Args:
+        matrix: One or more.
+        at_once: How many to batch at most on other devices, all by default.
+    """
+
     def decompose(x: Array) -> tuple[Array, Array, Array]:
         u, s, vt = jnp.linalg.svd(x, full_matrices=False)
         return u, s, vt
@@ -57,7 +66,9 @@ def _svd(matrix: Array) -> tuple[Array, Array, Array]:
     # On the CPU a batch waits for threads of the pool that it runs in itself: two batches at
     # a time can wait for each other for ever, as they did on two cores.
     return lax.platform_dependent(
-        matrix, cpu=lambda x: lax.map(decompose, x), default=decompose
+        matrix,
+        cpu=lambda x: lax.map(decompose, x),
+        default=lambda x: lax.map(decompose, x, batch_size=min(at_once or len(x), len(x))),
     )
 
 
