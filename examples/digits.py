@@ -50,15 +50,24 @@ def train(params, images, labels, num_steps):
     return jax.lax.fori_loop(0, num_steps, step, (params, optimizer.init(params)))[0]
 
 
+def views(num_train=900):
+    """Show digits upright and upside down: images to train on by name, labels, the rest."""
+    squares, labels, first, second = load(num_train)
+    both = {"upright": squares, "flipped": squares[:, ::-1, ::-1]}
+    both = {name: x.reshape(-1, 64) for name, x in both.items()}
+    train_images, images = (
+        {n: x[rows] for n, x in both.items()} for rows in (first, second)
+    )
+    return train_images, labels[first], images, labels[second]
+
+
 def two_views(num_train=900):
     """Train a base on digits upright and upside down, and an expert on either.
 
     Returns the base, the experts by name, and held-out images by name with their labels.
     """
-    squares, labels, first, second = load(num_train)
-    views = {"upright": squares, "flipped": squares[:, ::-1, ::-1]}
-    views = {name: x.reshape(-1, 64) for name, x in views.items()}
-    both = np.concatenate([x[first] for x in views.values()])
-    base = train(init(jax.random.key(0)), both, np.tile(labels[first], 2), 20)
-    experts = {name: train(base, x[first], labels[first], 60) for name, x in views.items()}
-    return base, experts, {name: x[second] for name, x in views.items()}, labels[second]
+    train_images, train_labels, images, labels = views(num_train)
+    together = np.concatenate(list(train_images.values()))
+    base = train(init(jax.random.key(0)), together, np.tile(train_labels, 2), 20)
+    experts = {name: train(base, x, train_labels, 60) for name, x in train_images.items()}
+    return base, experts, images, labels

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 
 from mapjax import pareto
 from mapjax._result import RESULTS, Front, Point, Samples
+from mapjax._solution_file import read_solution, write_solution
 from mapjax._types import ArrayLike, Direction, PRNGKey
 from mapjax.design import corners
 from mapjax.evaluation import minimising_signs
@@ -263,6 +265,47 @@ class Solution(eqx.Module):
         ]
         notes = [RESULTS[self.result]] if self.result != RESULTS.successful else []
         return "\n".join([f"{head}; measured (predicted):", *lines, *notes])
+
+    def save(self, path: str | Path) -> None:
+        """Save the solution, whole or not at all.
+
+        Everything is kept to the last bit: front, samples, what was verified, names,
+        directions and stats. The surrogate is kept if it is one of `mapjax.surrogate` whose
+        metrics are those of `mapjax.metrics`, and takes at most 1 GiB: a function of your own
+        cannot be written into a file. Without one, a solution that was loaded still picks and
+        plots its front, and predicts no other merges.
+
+        Args:
+            path: A file; its suffix must be .npz. NumPy alone can read it.
+
+        Raises:
+            ValueError: If the suffix is another, or `stats` holds what is neither numbers nor
+                text.
+            OSError: If the file cannot be written. Nothing is left behind.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, pathlib, tempfile, mapjax as mj
+            >>> def evaluate(c):
+            ...     return jnp.stack([1 - (c**2).sum(1), 1 - ((1 - c) ** 2).sum(1)], axis=1)
+            >>> solution = mj.map_front(
+            ...     evaluate, num_coefficients=2, budget=12, key=jax.random.key(0)
+            ... )
+            >>> path = pathlib.Path(tempfile.mkdtemp(), "solution.npz")
+            >>> solution.save(path)
+            >>> bool((mj.Solution.load(path).pick() == solution.pick()).all())
+            True
+        """
+        write_solution(path, self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Solution":
+        """Load what `save` saved. Nothing is ever unpickled.
+
+        Raises:
+            ValueError: If the file is no solution, or damaged.
+            OSError: If it cannot be read.
+        """
+        return read_solution(path, cls)
 
     def references(self) -> dict[str, int]:
         """Say which rows of `samples` are the base, each expert and the uniform merge."""

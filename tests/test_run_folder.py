@@ -13,7 +13,7 @@ import pytest
 
 import mapjax as mj
 import mapjax.io
-from mapjax.io import RunFolder, load_solution, save_solution
+from mapjax.io import RunFolder
 
 
 def box(c):
@@ -76,8 +76,8 @@ def _squares(x):
 def test_a_solution_comes_back_to_the_last_bit(tmp_path, request, which):
     before = request.getfixturevalue(which)
     path = tmp_path / "solution.npz"
-    save_solution(path, before)
-    after = load_solution(path)
+    before.save(path)
+    after = mj.Solution.load(path)
     same(before, after)
     c = np.array([[0.1, 0.7], [0.5, 0.5]])
     first, second = before.predicted(c), after.predicted(c)
@@ -90,20 +90,27 @@ def test_a_solution_comes_back_to_the_last_bit(tmp_path, request, which):
         assert json.loads(arrays["json"].tobytes())["format"] == "mapjax solution 1"
 
 
+def test_mapjax_io_has_the_same_pair(tmp_path, solution):
+    mapjax.io.save_solution(tmp_path / "a.npz", solution)
+    solution.save(tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    same(mapjax.io.load_solution(tmp_path / "b.npz"), solution)
+
+
 def test_every_result_comes_back(tmp_path, solution):
-    from mapjax.io._solution import _RESULTS
+    from mapjax._solution_file import _RESULTS
 
     for result in _RESULTS.values():
         one = eqx.tree_at(lambda s: s.result, solution, result)
-        save_solution(tmp_path / "s.npz", one)
-        assert load_solution(tmp_path / "s.npz").result == result
+        one.save(tmp_path / "s.npz")
+        assert mj.Solution.load(tmp_path / "s.npz").result == result
 
 
 def test_a_surrogate_that_cannot_be_written_is_left_out(tmp_path, solution):
     is_none = dict(is_leaf=lambda x: x is None)
     own = eqx.tree_at(lambda s: s.surrogate, solution, box, **is_none)
-    save_solution(tmp_path / "s.npz", own)
-    after = load_solution(tmp_path / "s.npz")
+    own.save(tmp_path / "s.npz")
+    after = mj.Solution.load(tmp_path / "s.npz")
     assert after.surrogate is None
     np.testing.assert_array_equal(after.pick([1, 2]), solution.pick([1, 2]))
 
@@ -111,35 +118,38 @@ def test_a_surrogate_that_cannot_be_written_is_left_out(tmp_path, solution):
 def test_stats_that_cannot_be_written_are_refused(tmp_path, solution):
     solution = eqx.tree_at(lambda s: s.stats["r2"], solution, object())
     with pytest.raises(ValueError, match="holds a object, which cannot be saved"):
-        save_solution(tmp_path / "s.npz", solution)
+        solution.save(tmp_path / "s.npz")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_solution_is_refused(tmp_path, solution):
     with pytest.raises(ValueError, match=r"but a solution is a \.npz file"):
-        save_solution(tmp_path / "s.json", solution)
+        solution.save(tmp_path / "s.json")
     mapjax.io.save(tmp_path / "other.npz", {"w": np.ones(2)})
     with pytest.raises(ValueError, match=r"other\.npz is no solution"):
-        load_solution(tmp_path / "other.npz")
+        mj.Solution.load(tmp_path / "other.npz")
     arrays = {}
     for text in (b"[]", b"{", b'{"format": "mapjax solution 9"}', b"\xff"):
         mapjax.io.save(tmp_path / "t.npz", {"json": np.frombuffer(text, np.uint8)})
         with pytest.raises(ValueError, match="is no solution that this version"):
-            load_solution(tmp_path / "t.npz")
+            mj.Solution.load(tmp_path / "t.npz")
     path = tmp_path / "s.npz"
-    save_solution(path, solution)
+    solution.save(path)
     arrays = dict(mapjax.io.load(path))
     first = next(n for n in arrays if n != "json")
+    np.savez_compressed(tmp_path / "t.npz", **arrays)
+    with pytest.raises(ValueError, match="it is compressed, or its arrays overlap"):
+        mj.Solution.load(tmp_path / "t.npz")
     for bad in ({first: np.zeros((3, 7))}, {first: None}):
         changed = {n: x for n, x in (arrays | bad).items() if x is not None}
         mapjax.io.save(tmp_path / "t.npz", changed)
         with pytest.raises(ValueError, match="is no solution that this version"):
-            load_solution(tmp_path / "t.npz")
+            mj.Solution.load(tmp_path / "t.npz")
 
 
 def test_damaged_solutions_are_refused_or_right(tmp_path, solution):
     path = tmp_path / "s.npz"
-    save_solution(path, solution)
+    solution.save(path)
     whole, random = path.read_bytes(), np.random.default_rng(0)
     refused = 0
     for _ in range(60):
@@ -147,7 +157,7 @@ def test_damaged_solutions_are_refused_or_right(tmp_path, solution):
         data[int(random.integers(len(data)))] ^= 1 << int(random.integers(8))
         path.write_bytes(data[: len(data) - int(random.integers(2)) * 100])
         try:
-            after = load_solution(path)
+            after = mj.Solution.load(path)
         except ValueError:
             refused += 1
         else:  # a time stamp, or the like

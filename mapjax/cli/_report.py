@@ -244,8 +244,9 @@ def _verdicts(norms: dict[str, Any]) -> list[str]:
             ]
             why = f" It points the way of {', '.join(map(repr, alike))}: is the base of "
             notes.append(
-                f"{name!r} is hardly like the base (cosine {rows[name]['cosine_with_base']:.2f}): "
-                "it does not look fine-tuned from it, and merges of it are seldom any good."
+                f"{name!r} is hardly like the base (cosine "
+                f"{rows[name]['cosine_with_base']:.2f}): it does not look fine-tuned from it, "
+                "and merges of it are seldom any good."
                 + (f"{why}these another one?" if alike else "")
             )
         for j in range(i):

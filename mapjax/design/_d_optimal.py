@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.stats import qmc
 
 from mapjax._keys import generator
 from mapjax._types import ArrayLike
@@ -103,6 +102,8 @@ def _default_candidates(
     num_points: int, num_coefficients: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Points of the unit cube: a Sobol sequence, and ends and middles drawn at random."""
+    from scipy.stats import qmc  # slow to import
+
     power = int(np.ceil(np.log2(max(512, 2 * num_points))))
     inside = qmc.Sobol(num_coefficients, rng=rng).random_base2(power)
     levels = rng.integers(0, 3, (2 * len(inside), num_coefficients)) / 2

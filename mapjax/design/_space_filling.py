@@ -2,7 +2,6 @@
 
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.stats import qmc
 
 from mapjax._keys import generator
 from mapjax.design._box import Bounds, as_points, nearest_to_base, read_box
@@ -108,12 +107,16 @@ def latin_hypercube(
         McKay, Beckman, Conover, *A comparison of three methods for selecting values of
         input variables*, Technometrics 21(2), 1979.
     """
+    from scipy.stats import qmc  # slow to import
+
     lower, upper = read_box(num_points, num_coefficients, bounds)
     unit = qmc.LatinHypercube(num_coefficients, rng=generator(key)).random(num_points)
     return as_points(lower + (upper - lower) * unit)
 
 
 def _unit_sobol(num_points: int, dimensions: int, rng: np.random.Generator) -> np.ndarray:
+    from scipy.stats import qmc  # slow to import
+
     # A whole power of two, of which a part is kept: SciPy warns of anything else.
     power = int(np.ceil(np.log2(num_points)))
     return qmc.Sobol(dimensions, rng=rng).random_base2(power)[:num_points]

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
-from scipy.special import stdtrit
 
 from mapjax.evaluation._evaluator import Evaluator
 from mapjax.evaluation._task import Task
@@ -104,6 +103,8 @@ def race(
         Maron & Moore, *Hoeffding Races*, NeurIPS 1993.
         Cochran, *Sampling Techniques*, 1977 (finite populations).
     """
+    from scipy.special import stdtrit  # slow to import
+
     c, wanted = _check(evaluator, coefficients, preferences, confidence, first)
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` is {tolerance}, but must be 0 or more.")

@@ -17,6 +17,8 @@ from mapjax.io._merge_files import merge_files as merge_files
 from mapjax.io._model_card import save_model_card as save_model_card
 from mapjax.io._open import open_checkpoint as open_checkpoint
 from mapjax.io._plan import MergePlan as MergePlan
+from mapjax.io._rename import rename as rename
+from mapjax.io._rename import rename_back as rename_back
 from mapjax.io._run_folder import RunFolder as RunFolder
 from mapjax.io._save import save as save
 from mapjax.io._solution import load_solution as load_solution

@@ -2,11 +2,13 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import jax
 
 from mapjax.io._plan import Piece
+
+_WAITING = 2  # pieces per worker: the next is there when one is done
 
 
 def run(
@@ -40,11 +42,12 @@ def run(
         running: set[Future[None]] = set()
         try:
             for piece in pieces:
+                if len(running) == _WAITING * workers:
+                    running = _first_done(running)
                 budget.take(piece.cost)
-                running = {future for future in running if not _finished(future)}
                 running.add(pool.submit(one, piece))
-            for future in wait(running, return_when=FIRST_EXCEPTION).done:
-                future.result()
+            while running:
+                running = _first_done(running)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -68,7 +71,9 @@ class _Budget:
             self._changed.notify_all()
 
 
-def _finished(future: Future[None]) -> bool:
-    if future.done():
-        future.result()  # raises what the work raised
-    return future.done()
+def _first_done(running: set[Future[None]]) -> set[Future[None]]:
+    """Wait until one is done, and give the others; raises what the work raised."""
+    done, others = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        future.result()
+    return others
