@@ -168,3 +168,8 @@ def ota(tensors, moments, density=1.0):
         mask = v * t**2 >= least.reshape(-1, *[1] * (t.ndim - 1))
         parts.append(np.sqrt(v) * mask * t / np.sum(np.sqrt(v), axis=0))
     return parts
+
+
+def mean_gram(*rows):
+    rows = np.concatenate(rows).astype(np.float64)
+    return rows.T @ rows / len(rows)

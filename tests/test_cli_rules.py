@@ -6,7 +6,7 @@ from cli_tools import BASE, EXPERTS, NAMES, files, run_json
 
 import mapjax as mj
 import mapjax.io
-from mapjax.cli._rules import RULES, edit, merge_arguments, read_rule
+from mapjax.cli._rules import edit, merge_arguments, read_rule
 
 __all__ = ["files"]  # a fixture
 
@@ -20,7 +20,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if r != "linear"])
+@pytest.mark.parametrize("rule", [*OPTIONS, "magmax", "model_stock", "widen"])
 def test_rules_of_files_are_those_of_memory(capsys, files, rule):
     """What `front` evaluates is what `merge` and `pick` write."""
     given = ["--rule", rule, *OPTIONS.get(rule, [])]

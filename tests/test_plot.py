@@ -1,6 +1,5 @@
 """Pictures show what the solution holds, for any number of tasks and either direction."""
 
-import io
 import subprocess
 import sys
 from typing import Any
@@ -10,77 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from plot_tools import NUM_VERIFIED, failed_solution, make_solution, plot, png, points
 
-from mapjax import plot as _plot
-from mapjax._result import RESULTS, Front, Samples
-from mapjax._solution import Solution
-
-NUM_VERIFIED = 4
-
-plot: Any = _plot  # what is read back from matplotlib has no useful static types
-
-
-def make_solution(num_tasks, *, directions=None, num_coefficients=None, **changes) -> Any:
-    """A solution of quadratics whose optima are near the experts, with two failures."""
-    n = num_coefficients or num_tasks
-    directions = directions or ("maximize",) * num_tasks
-    signs = np.array([1 if d == "maximize" else -1 for d in directions])
-    random = np.random.default_rng(num_tasks)
-    optima = 0.9 * np.eye(n)[np.arange(num_tasks) % n]
-
-    def surrogate(c):
-        c = np.asarray(c)
-        scores = 0.9 - 0.3 * ((c[:, None] - optima) ** 2).sum(-1)
-        return jnp.asarray(signs * scores, jnp.float32)
-
-    front = jnp.asarray(random.dirichlet(np.ones(n), 30), jnp.float32)
-    sampled = [np.zeros((1, n)), np.eye(n), np.full((1, n), 1 / n), random.random((10, n))]
-    sampled = jnp.asarray(np.concatenate([*sampled, front[:NUM_VERIFIED]]), jnp.float32)
-    scores = np.array(surrogate(sampled)) + random.normal(
-        0, 0.02, (len(sampled), num_tasks)
-    )
-    scores[n + 3] = np.nan
-    scores[n + 4, 0] = np.inf
-    samples = Samples(sampled, jnp.asarray(scores, jnp.float32))
-    names = tuple(f"task {t}" for t in range(num_tasks))
-    fields: dict[str, Any] = dict(
-        front=Front(front, surrogate(front)),
-        samples=samples,
-        verified=Front(sampled[-NUM_VERIFIED:], samples.scores[-NUM_VERIFIED:]),
-        surrogate=surrogate,
-        result=RESULTS.successful,
-        stats={},
-        num_verified=NUM_VERIFIED,
-        task_names=names,
-        coefficient_names=tuple(f"c{i}" for i in range(n)),
-        directions=directions,
-    )
-    return Solution(**fields | changes)
-
-
-def failed_solution():
-    """What a run leaves that measured nothing but NaN."""
-    samples = make_solution(2).samples
-    samples = Samples(samples.coefficients, jnp.full_like(samples.scores, jnp.nan))
-    front = Front(jnp.zeros((0, 2)), jnp.zeros((0, 2)))
-    return make_solution(2, samples=samples, front=front, verified=front, surrogate=None)
-
-
-def points(ax, label):
-    """What is drawn under a label of the legend."""
-    for collection in ax.collections:
-        if collection.get_label() == label:
-            drawn = getattr(collection, "_offsets3d", None)
-            if drawn is None:
-                return np.asarray(collection.get_offsets())
-            return np.stack([np.asarray(x) for x in drawn], axis=1)
-    raise AssertionError(f"nothing is labelled {label!r}")
-
-
-def png(figure):
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=40)
-    return file.getvalue()
+from mapjax._result import Front, Samples
 
 
 @pytest.mark.parametrize("num_tasks", [2, 3])
@@ -335,41 +266,6 @@ def test_predicted_vs_verified_shows_every_evaluation(num_tasks):
     assert png(figure)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: plot.front(make_solution(4)), r"there are 4\. Choose from .*pairs"),
-        (lambda: plot.front(make_solution(4), [0]), r"`tasks` is \[0\]"),
-        (lambda: plot.front(make_solution(4), [1, 1]), "different tasks"),
-        (lambda: plot.front(make_solution(3), ["task 0", "mnist"]), "no task 'mnist'"),
-        (lambda: plot.front(make_solution(3), [0, 3]), "no task 3: the 3 tasks"),
-        (
-            lambda: plot.front(make_solution(3), ax=Figure().add_subplot()),
-            r"three tasks need axes made by .*projection",
-        ),
-        (
-            lambda: plot.front(make_solution(2), ax=Figure().add_subplot(projection="3d")),
-            r"two tasks need axes made by .*add_subplot\(\)",
-        ),
-        (lambda: plot.pairs(make_solution(1)), "two tasks or more"),
-        (lambda: plot.parallel(make_solution(1)), "two tasks or more"),
-        (lambda: plot.contours(make_solution(3), 5), "no task 5"),
-        (lambda: plot.contours(make_solution(3), 0, (0, 3)), "no coefficient 3: the 3"),
-        (lambda: plot.contours(make_solution(3), 0, (0, -1)), "no coefficient -1"),
-        (lambda: plot.contours(make_solution(3), 0, ("c0", "x")), "no coefficient 'x'"),
-        (lambda: plot.contours(make_solution(3), 0, (1, 1)), "two different ones"),
-        (lambda: plot.contours(make_solution(3), held=(0.1, 0.2)), r"shape \(2,\)"),
-        (lambda: plot.contours(make_solution(3), num_points=1), "at least 2"),
-        (lambda: plot.contours(make_solution(3, surrogate=None)), "no surrogate"),
-        (lambda: plot.predicted_vs_verified(make_solution(3, surrogate=None)), "no surrog"),
-        (lambda: plot.parallel(failed_solution()), "no finite score"),
-    ],
-)
-def test_errors_say_what_to_pass_instead(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
 def test_a_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "mapjax\[plot\]"'):
@@ -386,44 +282,3 @@ new_figure(1, 1).add_subplot(projection="3d")
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
-
-
-def test_fronts_of_several_runs_are_staircases_of_two_tasks():
-    both = ("maximize", "minimize", "maximize")
-    solutions = {
-        "one": make_solution(3, directions=both),
-        "two": make_solution(3, directions=both, verified=None),
-    }
-    ax = plot.fronts(solutions, ("task 1", 2))
-    assert [line.get_label() for line in ax.lines] == ["one", "two"]
-    scores = np.asarray(solutions["one"].front.scores)[:, 1:]
-    keep = [
-        p
-        for p in scores
-        if not ((scores[:, 0] < p[0]) & (scores[:, 1] >= p[1])).any()
-        and not ((scores[:, 0] <= p[0]) & (scores[:, 1] > p[1])).any()
-    ]
-    drawn = np.transpose(ax.lines[0].get_data())
-    np.testing.assert_allclose(drawn, sorted(map(tuple, keep)), rtol=1e-6)
-    measured = np.transpose(plot.fronts(solutions, verified=True).lines[1].get_data())
-    samples = np.asarray(solutions["two"].samples.scores)[:, :2]
-    assert {*map(tuple, measured.tolist())} <= {*map(tuple, samples.tolist())}
-    assert png(ax.figure).startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("solutions", "tasks", "message"),
-    [
-        ({}, None, "`solutions` is empty"),
-        (
-            {"a": make_solution(2), "b": make_solution(3)},
-            None,
-            "Draw runs on the same tasks",
-        ),
-        ({"a": make_solution(3)}, (1, 1), "two different tasks"),
-        ({"a": make_solution(3)}, (0, 1, 2), "two different tasks"),
-    ],
-)
-def test_fronts_that_cannot_be_compared(solutions, tasks, message):
-    with pytest.raises(ValueError, match=message):
-        plot.fronts(solutions, tasks)

@@ -265,13 +265,13 @@ def test_a_gradient_costs_about_three_evaluations():
         return x
 
     def draw():
-        return [rng.normal(size=(32, 32)).astype(np.float32) for _ in range(1)]
+        return [rng.normal(size=(32, 32)).astype(np.float32) for _ in range(2)]
 
-    for n in (1, 8):
+    for n in (1, 5):
         tv = mj.TaskVectors.from_params(draw(), [draw() for _ in range(n)])
         tasks = [
             mj.Task(f"t{i}", predict, inputs, targets, mj.metrics.mean_squared_error)
-            for i in range(4)
+            for i in range(2)
         ]
         evaluator = mj.Evaluator(tv, tasks)
         plain, both = (

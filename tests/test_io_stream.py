@@ -1,0 +1,83 @@
+"""The parts of a streamed merge: thresholds, work in pieces, and the memory it takes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mapjax.io as mio
+from mapjax.io import _plan, _stream, _ties
+
+MIB = 2**20
+
+
+def test_the_kth_largest_is_exact():
+    rng = np.random.default_rng(0)
+    values = np.abs(rng.normal(size=10_000)).astype(np.float32)
+    values[::7] = values[0]
+    values[5:9] = 0
+    for k in (1, 5, 1234, 9_999, 10_000):
+        histogram = _ties.Histogram()
+        for _ in range(2):
+            for part in np.split(values, 4):
+                histogram.add(part)
+            if histogram._bin is None:
+                histogram.narrow(k)
+        want = np.sort(values)[-k]
+        assert histogram.kth_largest(k) == want
+        assert _ties.kth_largest(values.copy(), k) == want
+
+
+def test_the_first_error_ends_the_work():
+    done = []
+
+    def work(piece):
+        done.append(piece)
+        if piece.start == 3:
+            raise KeyError("three")
+
+    pieces = [_plan.Piece("w", i, 1, 5) for i in range(1000)]
+    with pytest.raises(KeyError, match="three"):
+        _stream.run(pieces, work, workers=2, memory=10)
+    assert len(done) < 100
+
+
+PROGRAM = """
+import resource, sys, pathlib, numpy as np
+import mapjax.io as mio
+folder, memory, rule = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+transform = None if rule == "linear" else mio.TIES(0.2, rule)
+def merge(name, out):
+    files = [folder / f"{name}_{i}.safetensors" for i in range(3)]
+    return mio.merge_files(files[0], files[1:], folder / out, [0.5, 0.25],
+                           transform=transform, memory=memory)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+merge("small", "warm.safetensors")   # what JAX and the programs take themselves
+before = peak()
+plan = merge("large", "out.safetensors")
+print(plan.peak_memory, peak() - before)
+"""
+
+
+@pytest.mark.parametrize("rule", ["linear", "global"])
+def test_memory_stays_within_what_was_said(rule, tmp_path):
+    # 60 MiB a file and 180 to read, within 12.
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        x = rng.normal(size=15 * MIB).astype(np.float32)
+        mio.save(
+            tmp_path / f"large_{i}.safetensors", {"w": x[: 11 * MIB], "v": x[11 * MIB :]}
+        )
+        mio.save(tmp_path / f"small_{i}.safetensors", {"w": x[: MIB // 2]})
+    limit = 12 * MIB
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path), str(limit), rule],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    said, used = map(int, ran.stdout.split())
+    assert said <= limit
+    assert used <= limit, (said / MIB, used / MIB)
+    merged = mio.load(tmp_path / "out.safetensors")
+    assert merged["w"].size == 11 * MIB
