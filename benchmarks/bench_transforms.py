@@ -78,6 +78,10 @@ RULES: dict[str, Callable[[Suite], mj.TaskVectors]] = {
     "doge": lambda suite: transforms.doge(suite.task_vectors),
     "regmean": lambda suite: transforms.regmean(suite.task_vectors, grams(suite)),
     "fisher": lambda suite: transforms.fisher_weighted(suite.task_vectors, fishers(suite)),
+    "task arithmetic, by depth": lambda suite: mj.group(suite.task_vectors, "depth"),
+    "regmean, by depth": lambda suite: mj.group(
+        transforms.regmean(suite.task_vectors, grams(suite)), "depth"
+    ),
 }
 
 
@@ -89,7 +93,7 @@ def measure(suite: Suite, rule: str, budget: int) -> dict[str, Any]:
     validation, test = (
         mj.Evaluator(vectors, e.tasks) for e in (suite.validation, suite.test)
     )
-    n = vectors.num_tasks
+    n = vectors.num_coefficients
     line = np.asarray(SCALES[:, None] * np.ones(n), np.float32)
     on_line = np.asarray(validation(line, progress=False))
     scale = float(SCALES[np.argmax(on_line.mean(axis=1))])

@@ -1,6 +1,6 @@
 """BatchNorm after a merge: its statistics measured anew, on data of your own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -36,10 +36,12 @@ def recalibrate_batch_norm(
     every layer sees inputs that were normalised by batch, so take batches as large as then.
 
     Frameworks show running averages only, which a batch $b$ updates as $s \mapsto m s +
-    (1 - m) b$. What they do to two known values of $s$ tells both $m$ and $b$; the model
-    itself runs once per batch. It runs under `jax.jit`, and the whole may stand in a merge
-    rule, for a front of recalibrated merges; pass `update` as
-    `jax.tree_util.Partial(function, params)` to compile once for all of them.
+    (1 - m) b$. What they do to two known values of $s$ tells both $m$ and $b$, with a
+    relative error of about $10^{-7} / (1 - m)$ in float32. The model itself runs once per
+    batch, under `jax.jit`, and once more on the first, to check `update`. The whole may stand
+    in a merge rule, for a front of recalibrated merges; pass `update` as
+    `jax.tree_util.Partial(function, params)` to compile once for all of them. Call it once
+    outside of `jax.jit`: inside, nothing is checked, and evaluation mode gives NaN.
 
     Args:
         update: From statistics and a batch to the statistics after one step in training
@@ -78,9 +80,10 @@ def recalibrate_batch_norm(
     """
     leaves = _tree.leaves(statistics, statistics=True)
     places = _places(leaves)
-    if hasattr(batches, "shape"):
+    if hasattr(batches, "shape") or isinstance(batches, Mapping):
+        what = "dict" if isinstance(batches, Mapping) else "array"
         raise ValueError(
-            "`batches` is one array: pass a list of batches, such as `[images]` for one."
+            f"`batches` is one {what}: pass a list of batches, such as `[images]` for one."
         )
     total, pooled, after = 0, None, []
     for batch in batches:

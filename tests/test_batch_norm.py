@@ -224,6 +224,7 @@ ERRORS = {
     "has no BatchNorm statistics, but .'w'.: pass": (average, {"w": OLD["var"]}, BATCHES),
     "`batches` is empty": (average, OLD, []),
     "`batches` is one array: pass a list": (average, OLD, X),
+    "`batches` is one dict: pass a list": (average, OLD, {"images": X}),
     "A batch has no examples": (average, OLD, [X[:0]]),
     r"differs in \['mean'\], \['var'\], \['batch_stats'\]\['mean'\] and 1 more": (
         lambda old, x: {"batch_stats": average(old, x)},

@@ -180,6 +180,13 @@ def test_inspect_finds_every_error_at_once(capsys, files):
     assert err == "mapjax: 3 errors were found.\n"
 
 
+def test_inspect_takes_tensors_without_numbers(capsys, files):
+    mapjax.io.save("empty.safetensors", {"w": np.zeros((0, 3), np.float32)})
+    report = run_json(capsys, "inspect", "empty.safetensors", "empty.safetensors")
+    assert report["norms"] is None
+    assert report["merge"]["merged"] == ["w"]
+
+
 @pytest.mark.parametrize("command", ["inspect", "merge", "front", "plot", "pick"])
 def test_help_has_examples(capsys, command):
     out, _ = run(capsys, command, "--help")

@@ -111,6 +111,14 @@ ERRORS = {
         {r"(.)\..*": r"\1"},
         {"a": np.ones((2, 2)), "b": np.ones((2, 3))},
     ),
+    "splitting or joining axes does not lead there. Give the order of the axes": (
+        {r"(.)\..*": r"\1"},  # a forgotten transpose
+        {"a": np.ones((3, 2)), "b": np.ones((2, 3))},
+    ),
+    r"'a\.b' cannot be nested .* Correct the key paths in `mapping`": {
+        "a.*": "a",
+        "b.*": "a.b",
+    },
     "and neither can stand for the other": (
         {r"(.)\..*": r"\1"},
         {"a": np.ones((2, 3), int), "b": np.ones((2, 3))},

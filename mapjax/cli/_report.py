@@ -72,7 +72,7 @@ def make_report(
                 grams, share, bad, nbytes = _grams(inputs, some, memory)
                 rate = nbytes / (time.perf_counter() - begun)
                 errors += [f"Tensor {n!r} holds NaN or infinite values." for n in bad]
-                if not bad:
+                if grams and not bad:
                     report["norms"] = _norms(inputs, grams, share)
                     notes += _verdicts(report["norms"])
             report["merge"] = _plan(inputs, memory, rate)
@@ -268,5 +268,5 @@ def _plan(inputs: Inputs, memory: int, rate: float | None) -> dict[str, Any]:
         "peak_memory": peak(order.pieces, inputs.workers, memory),
         "bytes_read": read,
         "bytes_written": written,
-        "seconds": None if rate is None else (read + written) / rate,
+        "seconds": (read + written) / rate if rate else None,
     }

@@ -48,8 +48,17 @@ def _is_plain(dtype: Any) -> bool:
     return not jnp.issubdtype(dtype, jax.dtypes.extended) and np.dtype(dtype).kind != "O"
 
 
-def nest(named: Mapping[str, Any], separator: str) -> dict[str, Any]:
+def nest(
+    named: Mapping[str, Any],
+    separator: str,
+    instead: str = "Load the names flat, with `separator=None`.",
+) -> dict[str, Any]:
     """Make nested dicts of names that hold separators.
+
+    Args:
+        named: Arrays by name.
+        separator: Where names are cut.
+        instead: What to do if that cannot be.
 
     Raises:
         ValueError: If a name is both an array and a group.
@@ -61,9 +70,9 @@ def nest(named: Mapping[str, Any], separator: str) -> dict[str, Any]:
         for group in groups:
             here = here.setdefault(group, {})
             if not isinstance(here, dict):
-                raise ValueError(_both(name, separator))
+                raise ValueError(_both(name, separator) + instead)
         if last in here:
-            raise ValueError(_both(name, separator))
+            raise ValueError(_both(name, separator) + instead)
         here[last] = array
     return tree
 
@@ -126,7 +135,4 @@ def check_like(
 
 
 def _both(name: str, separator: str) -> str:
-    return (
-        f"{name!r} cannot be nested at {separator!r}: a part of it is the name of an array. "
-        "Load the names flat, with `separator=None`."
-    )
+    return f"{name!r} cannot be nested at {separator!r}: a part of it is the name of an array. "

@@ -27,15 +27,15 @@ def rename(tensors: Mapping[str, Any], mapping: NameMap, *, like: PyTree = None)
             kernel `[out, in]` into `[in, out]`, and `(2, 3, 1, 0)` a convolution of PyTorch
             into one of flax. None leaves tensors out.
         like: A tree of arrays or `jax.ShapeDtypeStruct`s: the result has its structure and
-            its dtypes, and tensors are reshaped to its leaves, such as `[in, heads * width]`
-            to `[in, heads, width]`.
+            its dtypes. Axes are split or joined to fit its leaves, such as `[in, heads *
+            width]` to `[in, heads, width]`.
 
     Returns:
         Nested dicts, or a tree like `like`. Nothing is copied where NumPy can look at it.
 
     Raises:
         ValueError: If a pattern is none, a name matches none, two tensors come to one key
-            path, axes do not fit, or leaves are missing, left over or of another size.
+            path, axes do not fit, or leaves are missing, left over or of another shape.
 
     Example:
         >>> import numpy as np, mapjax.io
@@ -54,7 +54,7 @@ def rename(tensors: Mapping[str, Any], mapping: NameMap, *, like: PyTree = None)
         path: x.transpose(axes) for path, (_, x, axes) in _renamed(tensors, mapping).items()
     }
     if like is None:
-        return nest(renamed, ".")
+        return nest(renamed, ".", "Correct the key paths in `mapping`.")
     leaves = flatten(like)
     spelled = _matched(leaves, renamed, "`like`")
     values = [
@@ -168,7 +168,21 @@ def _fitted(path: str, x: Any, like: Any, shape: tuple[int, ...]) -> Any:
             f"{path!r} has shape {tuple(x.shape)}, but {shape} is needed, which holds another "
             "count of numbers. Both must come from the same configuration of the model."
         )
+    # A split or a join keeps strides. What does not has its axes in another order, and a
+    # reshape would mix its numbers up.
+    fewer, more = sorted(map(_strides, (x.shape, shape)), key=len)
+    if not fewer <= more:
+        raise ValueError(
+            f"{path!r} has shape {tuple(x.shape)}, but {shape} is needed, and splitting or "
+            "joining axes does not lead there. Give the order of the axes in `mapping`, such "
+            "as `(key path, (1, 0))`."
+        )
     wanted = jax.ShapeDtypeStruct(shape, like.dtype)
     dtype = check_like(path, shape, x.dtype, wanted, "`rename`")
     x = x.reshape(shape)
     return x if x.dtype == dtype else x.astype(dtype)
+
+
+def _strides(shape: Sequence[int]) -> set[int]:
+    """How many numbers lie between neighbours, for each axis with more than one."""
+    return {math.prod(shape[i + 1 :]) for i, size in enumerate(shape) if size != 1}
