@@ -35,8 +35,6 @@ GRADIENT_COST = 3
 
 _MOST_INFLATION = 3.0
 _NEAREST = 1e-3
-_NUM_STEPS = 30
-_ROUGH_STEPS = 6
 
 
 class Run:
@@ -248,7 +246,7 @@ class Run:
         options: dict[str, Any] = dict(
             num_points=self.num_points,
             num_generations=self.num_generations,
-            num_steps=_ROUGH_STEPS if rough else _NUM_STEPS,
+            rough=rough,
             start=self._start(),
         )
         with self._timed("search"):

@@ -1,5 +1,6 @@
 """The front of a surrogate: traced, predicted, and how sure it is."""
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +16,8 @@ from mapjax._types import ArrayLike, PRNGKey
 
 NUM_DRAWS = 64
 _CAUTION = 1.0
+_NUM_STEPS = 30
+_ROUGH_SHARE = 0.2
 USUAL_FRONT = 512
 
 
@@ -44,7 +47,7 @@ def trace(
     *,
     num_points: int,
     num_generations: int,
-    num_steps: int,
+    rough: bool,
     start: np.ndarray | None,
     key: PRNGKey,
 ) -> Front:
@@ -56,12 +59,15 @@ def trace(
         box: Lower and upper ends of the coefficients.
         num_points: About how many points to trace.
         num_generations: Generations of the search.
-        num_steps: Steps along the gradient, where there is one.
+        rough: Whether the front only leads to the next: a fifth of the effort is enough
+            where a gradient finishes the search. Without one, what was proposed then was
+            worth less, and the search takes all its generations.
         start: Points to begin from.
         key: A typed key.
     """
     from mapjax import search  # evosax and flax behind it load only when needed
 
+    share = _ROUGH_SHARE if rough else 1.0
     objective = Minimised(surrogate, signs, np.asarray(_CAUTION, signs.dtype))
     towards = pareto.reference_directions(len(signs), num_points)
     algorithm = search.NSGA3(
@@ -73,7 +79,7 @@ def trace(
     found = search.evolve(
         objective,
         algorithm,
-        num_generations,
+        math.ceil(num_generations * share) if surrogate.differentiable else num_generations,
         bounds=box,
         key=key,
         start=start,
@@ -81,7 +87,11 @@ def trace(
     )
     if surrogate.differentiable:
         found = search.polish(
-            objective, found.coefficients, towards, bounds=box, num_steps=num_steps
+            objective,
+            found.coefficients,
+            towards,
+            bounds=box,
+            num_steps=int(_NUM_STEPS * share),
         )
     # The search was cautious; the front is of the scores themselves.
     return predicted_front(surrogate, signs, found.coefficients)

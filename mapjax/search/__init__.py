@@ -1,4 +1,4 @@
-"""Multi-objective search: evosax algorithms, and one jitted scan that runs them."""
+"""Multi-objective search: evosax algorithms, and one jitted loop that runs them."""
 
 from mapjax.search._angles import propose_cells as propose_cells
 from mapjax.search._decomposition import Decomposition as Decomposition

@@ -1,4 +1,4 @@
-"""Evolve a front in one jitted scan."""
+"""Evolve a front in one jitted loop."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from evosax.algorithms.base import EvolutionaryAlgorithm
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from mapjax._keys import generator
 from mapjax._result import Front
+from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
 from mapjax.search._algorithm import MultiObjectiveAlgorithm, without_failures
 from mapjax.search._archive import Archive, archive_weights
@@ -22,6 +23,8 @@ from mapjax.search._checks import (
 )
 from mapjax.search._compile import quick_jit
 from mapjax.search._distinct import distinct_front
+
+_USUAL_GENERATIONS = 256
 
 
 def evolve(
@@ -39,13 +42,14 @@ def evolve(
 
     The first generation is drawn uniformly from the box, `start` aside, each further one
     by the search:
-    `num_generations * search.population_size` evaluations, in one jitted scan. The result
+    `num_generations * search.population_size` evaluations, in one jitted loop. The result
     is what is non-dominated among the last population and an archive, which holds the best
     point ever seen for each of many weights.
 
-    The objective is an argument of the jitted scan: pass an `equinox.Module` or another
-    pytree of arrays, and other numbers in it, other bounds and another key use the same
-    compilation. A plain function is compiled anew for every new function object.
+    The objective is an argument of the jitted loop: pass an `equinox.Module` or another
+    pytree of arrays, and other numbers in it, other bounds, another key and any number of
+    generations up to 256 use the same compilation. A plain function is compiled anew for
+    every new function object.
 
     Args:
         objective: From one point `[coefficients]` to its objectives, minimised. A point
@@ -97,13 +101,25 @@ def evolve(
         given = read_start(start, num)[:size]
         first[: len(given)] = np.clip((given - lower) / width, 0, 1)
     words = random.integers(2**32, size=(num_generations, 2, 2), dtype=np.uint32)
+    # Room for more, so that another number of generations compiles nothing.
+    words.resize((room_for(num_generations, _USUAL_GENERATIONS), 2, 2))
     # In columns, as the archive reads them.
     weights = archive_weights(search.num_objectives, archive_size).T.astype(dtype, "C")
     if params is None:
         params = search.default_params
 
     unit, scores = jax.device_get(
-        quick_jit(_evolve)(objective, search, params, first, words, weights, lower, width)
+        quick_jit(_evolve)(
+            objective,
+            search,
+            params,
+            first,
+            words,
+            np.asarray(num_generations),
+            weights,
+            lower,
+            width,
+        )
     )
     return distinct_front(lower + unit * width, scores)
 
@@ -113,7 +129,8 @@ def _evolve(
     search: MultiObjectiveAlgorithm,
     params: Any,
     start: Float[ArrayLike, "population coefficients"],
-    words: UInt32[ArrayLike, "generations 2 2"],
+    words: UInt32[ArrayLike, "room 2 2"],
+    num_generations: Int[ArrayLike, ""],
     weights: Float[ArrayLike, "objectives archive"],
     lower: Float[ArrayLike, " coefficients"],
     width: Float[ArrayLike, " coefficients"],
@@ -134,14 +151,14 @@ def _evolve(
         jnp.full(weights.shape[::-1], jnp.inf, start.dtype),
     )
 
-    def generation(carry, keys):
+    def generation(i, carry):
         state, archive = carry
         is_first = state.generation_counter == 0
-        population, state = search.ask(keys[0], state, params)
-        # The first generation goes through the scan too: one objective to be compiled.
+        population, state = search.ask(keys[i, 0], state, params)
+        # The first generation goes through the loop too: one objective to be compiled.
         population = jnp.where(is_first, start, population)
         scores = evaluate(population)
-        state, _ = search.tell(keys[1], population, scores, state, params)
+        state, _ = search.tell(keys[i, 1], population, scores, state, params)
         archive = archive.update(
             population,
             scores,
@@ -149,8 +166,9 @@ def _evolve(
             ideal=state.ideal,
             nadir=state.nadir,
         )
-        return (state, archive), None
+        return state, archive
 
-    (state, archive), _ = jax.lax.scan(generation, (state, archive), keys)
+    carry = state, archive
+    state, archive = jax.lax.fori_loop(0, num_generations, generation, carry)
     unit = jnp.concatenate([archive.coefficients, state.population])
     return unit, jnp.concatenate([archive.scores, state.fitness])
