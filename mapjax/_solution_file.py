@@ -13,6 +13,7 @@ import numpy as np
 
 from mapjax import metrics
 from mapjax._atomic import check_space, new_file
+from mapjax._npz import write_npz
 from mapjax._result import RESULTS, Front, Samples
 from mapjax.metrics import Metric
 from mapjax.surrogate import OutputSurrogate, Quadratic
@@ -55,11 +56,8 @@ def write_solution(path: str | Path, solution: Any) -> None:
     text = json.dumps({"format": _FORMAT, "solution": tree})
     arrays[_TEXT] = np.frombuffer(text.encode(), np.uint8)
     check_space(path, sum(x.nbytes for x in arrays.values()))
-    with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in arrays.items():
-            member = zipfile.ZipInfo(name + _ARRAY)  # the same bytes whatever the time
-            with archive.open(member, "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
+    with new_file(path) as file:
+        write_npz(file, arrays)
 
 
 def read_solution(path: str | Path, cls: type) -> Any:
@@ -123,11 +121,13 @@ def _check(solution: Any) -> None:
 
 def _can_be_kept(surrogate: Any) -> bool:
     arrays = jax.tree.leaves(eqx.filter(surrogate, eqx.is_array))
+    if sum(x.nbytes for x in arrays) > _LARGEST_SURROGATE:
+        return False  # before anything is brought to the host
     try:
         _encode(surrogate, {})
     except _Unknown:
         return False
-    return sum(x.nbytes for x in arrays) <= _LARGEST_SURROGATE
+    return True
 
 
 def _encode_module(module: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -227,14 +227,7 @@ def _measure(
     evaluator: Evaluator, start: np.ndarray, end: np.ndarray, progress: bool | None
 ) -> tuple[Samples, Array]:
     """Evaluate the base, the experts, the start and the end, and give the end's scores."""
-    problem = describe_problem(
-        evaluator,
-        num_coefficients=None,
-        directions=None,
-        task_names=None,
-        link=None,
-        link_bounds=None,
-    )
+    problem = describe_problem(evaluator)
     recorder = Recorder(problem, progress=progress)
     base_and_experts = corners(problem.num_coefficients, problem.num_experts)
     rows = np.concatenate([base_and_experts, start[None], end[None]])

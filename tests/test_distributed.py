@@ -32,15 +32,7 @@ def make_evaluator(mesh=None):
 
 
 def make_recorder(evaluator, path):
-    problem = describe_problem(
-        evaluator,
-        num_coefficients=None,
-        directions=None,
-        task_names=None,
-        link=None,
-        link_bounds=None,
-    )
-    return Recorder(problem, path, keep_outputs=True)
+    return Recorder(describe_problem(evaluator), path, keep_outputs=True)
 
 
 WORKER = """

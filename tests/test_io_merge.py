@@ -300,18 +300,17 @@ def test_other_formats_and_nothing_to_merge(tmp_path):
         mio.merge_files(tmp_path / "b.npz", [tmp_path / "b.npz"], tmp_path / "o", [1.0])
 
 
+def merge_with_itself(folder, transform):
+    base = folder / "base.npz"
+    mio.merge_files(base, [base], folder / "o", [1.0], transform=transform)
+
+
 @pytest.mark.parametrize("transform", [None, mio.TIES(), lambda tv: tv])
 def test_numbers_that_are_none_end_the_merge(transform, tmp_path):
     mio.save(tmp_path / "base.npz", {"v": np.ones(9), "w": np.array([1.0, np.nan])})
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match="Tensor 'w' holds NaN or infinite values"):
-        mio.merge_files(
-            tmp_path / "base.npz",
-            [tmp_path / "base.npz"],
-            tmp_path / "o",
-            [1.0],
-            transform=transform,
-        )
+        merge_with_itself(tmp_path, transform)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -333,13 +332,7 @@ def test_numbers_that_are_none_end_the_merge(transform, tmp_path):
 def test_transforms_that_return_something_else(transform, message, tmp_path):
     mio.save(tmp_path / "base.npz", {"v": np.ones(9)})
     with pytest.raises(ValueError, match=message):
-        mio.merge_files(
-            tmp_path / "base.npz",
-            [tmp_path / "base.npz"],
-            tmp_path / "o",
-            [1.0],
-            transform=transform,
-        )
+        merge_with_itself(tmp_path, transform)
     assert not (tmp_path / "o").exists()
 
 

@@ -85,11 +85,11 @@ class Problem(NamedTuple):
 def describe_problem(
     evaluate: Any,
     *,
-    num_coefficients: int | None,
-    directions: str | Sequence[str] | None,
-    task_names: Sequence[str] | None,
-    link: str | Sequence[str] | None,
-    link_bounds: tuple[Any, Any] | None,
+    num_coefficients: int | None = None,
+    directions: str | Sequence[str] | None = None,
+    task_names: Sequence[str] | None = None,
+    link: str | Sequence[str] | None = None,
+    link_bounds: tuple[Any, Any] | None = None,
     ridge: Any = None,
 ) -> Problem:
     """Read a problem off an `Evaluator`, or off the arguments for a function.

@@ -6,9 +6,8 @@ import struct
 import threading
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -158,22 +157,6 @@ class NpzCheckpoint(AbstractCheckpoint):
                     self._streams[name] = stream, at
         except Exception as error:  # zlib and zipfile raise several kinds
             raise _damaged(self.path, error) from error
-
-
-def write_npz(
-    file: BinaryIO, arrays: Mapping[str, np.ndarray], *, compressed: bool = False
-) -> None:
-    """Write arrays so that `np.load` reads them, and `load` their dtypes too."""
-    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
-    with zipfile.ZipFile(file, "w", method) as archive:
-        for name, array in arrays.items():
-            member = zipfile.ZipInfo(name + ".npy")  # the same bytes whatever the time
-            member.compress_type = method
-            if array.dtype.isbuiltin != 1:
-                member.comment = array.dtype.name.encode()
-                array = array.view(f"V{array.dtype.itemsize}")
-            with archive.open(member, "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 def _read_array_header(

@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from mapjax._atomic import check_free, check_space, new_file, new_folder
+from mapjax._npz import write_npz
 from mapjax.io._dtypes import BY_NAME
 from mapjax.io._msgpack import dump_msgpack
 from mapjax.io._names import check_like, flatten, match, nest
-from mapjax.io._npz import NpzCheckpoint, write_npz
+from mapjax.io._npz import NpzCheckpoint
 from mapjax.io._open import open_checkpoint
 from mapjax.io._orbax import save_orbax
 from mapjax.io._shards import Shards, new_safetensors, one_file, shards_like
