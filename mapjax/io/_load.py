@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from mapjax.io._names import check_like, flatten, match, nest, select
 from mapjax.io._open import open_item
-from mapjax.io._tensor import AbstractCheckpoint, Wish, some
+from mapjax.io._tensor import AbstractCheckpoint, Wish, difference, some
 
 
 def load(
@@ -88,11 +88,9 @@ def load(
 def _matched(like: PyTree, names: dict[str, str], where: str) -> dict[str, str]:
     found, missing, extra = match(flatten(like), names)
     if missing or extra:
-        parts = [f"lacks {some(missing)}, which `like` has"] if missing else []
-        parts += [f"has {some(extra)}, which `like` lacks"] if extra else []
         raise ValueError(
-            f"{where} {' and '.join(parts)}. Give `like` the tree of the checkpoint, or pick "
-            'a part of the checkpoint, such as `item="params"`.'
+            f"{where} {difference(missing, extra)}. Give `like` the tree of the checkpoint, or "
+            'pick a part of the checkpoint, such as `item="params"`.'
         )
     return {name: names[spelled] for name, spelled in found.items()}
 

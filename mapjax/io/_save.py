@@ -17,7 +17,7 @@ from mapjax.io._npz import NpzCheckpoint
 from mapjax.io._open import open_checkpoint
 from mapjax.io._orbax import save_orbax
 from mapjax.io._shards import Shards, new_safetensors, one_file, shards_like
-from mapjax.io._tensor import AbstractCheckpoint, some
+from mapjax.io._tensor import AbstractCheckpoint, difference
 
 _SUFFIXES = {
     ".safetensors": "safetensors",
@@ -85,11 +85,9 @@ def _save_like(path: Path, named: dict[str, Any], like: AbstractCheckpoint) -> N
     found, extra, missing = match(named, like.tensors)
     extra = [name for name in extra if not _is_tied(name, named, found, like)]
     if missing or extra:
-        parts = [f"lacks {some(missing)}, which `like` has"] if missing else []
-        parts += [f"has {some(extra)}, which `like` lacks"] if extra else []
         raise ValueError(
-            f"`params` {' and '.join(parts)} ({like.path}). Save what was loaded from there, "
-            "or leave out `like`."
+            f"`params` {difference(missing, extra)} ({like.path}). Save what was loaded from "
+            "there, or leave out `like`."
         )
     arrays = {}
     for name, spelled in found.items():

@@ -141,6 +141,13 @@ def as_bytes(numbers: np.ndarray) -> memoryview:
     return memoryview(numbers.reshape(-1).view(np.uint8).data)
 
 
+def difference(missing: list[str], extra: list[str]) -> str:
+    """Say which names are missing that `like` has, and which it has not."""
+    parts = [f"lacks {some(missing)}, which `like` has"] if missing else []
+    parts += [f"has {some(extra)}, which `like` lacks"] if extra else []
+    return " and ".join(parts)
+
+
 def some(names: list[str], most: int = 3) -> str:
     """List a few names."""
     shown = ", ".join(map(repr, names[:most]))
