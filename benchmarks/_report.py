@@ -50,7 +50,9 @@ def against(
     }
 
 
-def report(name: str, figures: dict[str, Any], output: Path | None) -> None:
+def report(
+    name: str, figures: dict[str, Any], output: Path | None, *, show: bool = True
+) -> None:
     """Print the figures with the machine they belong to, and write them if asked."""
     device = jax.devices()[0]
     whole = {
@@ -65,8 +67,9 @@ def report(name: str, figures: dict[str, Any], output: Path | None) -> None:
         "versions": {p: metadata.version(p) for p in ("mapjax", "jax", "jaxlib", "numpy")},
         "figures": figures,
     }
-    text = json.dumps(whole, indent=2)
-    print(text)
+    text = json.dumps(whole, indent=2 if show else None)
+    if show:
+        print(text)
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text + "\n")

@@ -1,76 +1,93 @@
 """What is really reachable: a pool of direct evaluations, kept on disk, and the figures."""
 
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks import opponents
-from benchmarks.opponents import Found
-from benchmarks.suites import Suite
-from mapjax import pareto
+import mapjax as mj
+from benchmarks import methods
+from benchmarks.methods import Found
+from benchmarks.suites import CACHE, Suite
+from mapjax import io, pareto
 from mapjax._sizes import room_for
 
-CACHE = Path("~/.cache/mapjax").expanduser()
 _VERSION = 1  # of the pool: raise it when `_draw` changes
 
 
 class Truth:
-    """Real scores of a suite's merges: nothing is evaluated twice.
+    """Real scores of a suite's merges: no merge of its task vectors is evaluated twice.
 
     Attributes:
+        suite: The problem.
         preferences: Weights over the tasks, uniform on the simplex.
     """
 
-    def __init__(self, suite: Suite, *, quick: bool = False, num_preferences: int = 200):
+    def __init__(self, suite: Suite, *, size: int = 5120, num_preferences: int = 200):
         """Load the pool of the suite from disk, or draw and evaluate it.
 
         Args:
             suite: The problem.
-            quick: Take a pool of about 500 instead of 5,000 evaluations.
+            size: About how many direct evaluations the pool has.
             num_preferences: How many preferences to average over.
         """
-        self._evaluate = suite.validation
+        self.suite = suite
         self._known: dict[bytes, np.ndarray] = {}
-        num_tasks = len(suite.names)
+        self._others: list[np.ndarray] = []
         rng = np.random.default_rng(0)
-        self.preferences = rng.dirichlet(np.ones(num_tasks), num_preferences)
-        size = "quick" if quick else "full"
+        self.preferences = rng.dirichlet(np.ones(len(suite.names)), num_preferences)
         name = f"{suite.name}-{suite.seed}-{size}-{_VERSION}-{suite.fingerprint()}.npz"
         path = CACHE / "truth" / name
         if path.exists():
-            with np.load(path) as pool:
-                self.add(pool["coefficients"], pool["scores"])
+            self.add(**io.load(path))
         else:
-            self._draw(suite.task_vectors.num_tasks, 64 if quick else 512)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._draw(suite.task_vectors.num_tasks, size // 10)
             coefficients, scores = self.pool()
-            np.savez(path, coefficients=coefficients, scores=scores)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            io.save(path, {"coefficients": coefficients, "scores": scores})
 
-    def __call__(self, coefficients: np.ndarray) -> np.ndarray:
-        """Look scores up, and evaluate what is not known yet."""
+    def __call__(self, coefficients: np.ndarray, rule: Any = None) -> np.ndarray:
+        """Look scores up, and evaluate what is not known yet.
+
+        Args:
+            coefficients: `[k, C]`.
+            rule: What they go into; None stands for the suite's task vectors.
+        """
+        if rule is not None:
+            tasks, width = self.suite.validation.tasks, coefficients.shape[1]
+            evaluator = mj.Evaluator(rule, tasks, num_coefficients=width)
+            scores = np.asarray(evaluator(coefficients, progress=False), float)
+            self._others.append(scores)
+            return scores
         c = np.asarray(coefficients, np.float32)
         # A row that comes twice is evaluated once.
         new = {row.tobytes(): row for row in c if row.tobytes() not in self._known}
         if new:
             rows = np.stack(list(new.values()))
-            self.add(rows, np.asarray(self._evaluate(rows, progress=False)))
+            self.add(rows, np.asarray(self.suite.validation(rows, progress=False)))
         return np.stack([self._known[row.tobytes()] for row in c])
 
-    def add(self, coefficients: np.ndarray, scores: np.ndarray) -> None:
+    def add(self, coefficients: np.ndarray, scores: np.ndarray, rule: Any = None) -> None:
         """Take note of evaluations made elsewhere."""
+        if rule is not None:
+            self._others.append(np.asarray(scores, float))
+            return
         c = np.asarray(coefficients, np.float32)
         for row, score in zip(c, np.asarray(scores, float), strict=True):
             self._known[row.tobytes()] = score
 
     def pool(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the coefficients and the scores of all that is known."""
+        """Return coefficients and scores of all known merges of the task vectors."""
         keys = np.stack([np.frombuffer(key, np.float32) for key in self._known])
         return keys, np.stack(list(self._known.values()))
 
+    def scores(self) -> np.ndarray:
+        """Return the scores of everything known, by whatever rule it was merged."""
+        return np.concatenate([self.pool()[1], *self._others])
+
     def best(self) -> np.ndarray:
         """Find the best weighted score known for every preference."""
-        return np.nanmax(self.preferences @ self.pool()[1].T, axis=1)
+        return np.nanmax(self.preferences @ self.scores().T, axis=1)
 
     def regret(self, scores: np.ndarray, picked_by: np.ndarray | None = None) -> float:
         """Average over preferences what a choice among points loses, in points.
@@ -92,12 +109,10 @@ class Truth:
         all sets of points, so that differences are more exact than the standard error of
         about 0.07.
         """
-        ideal = np.nanmax(self.pool()[1], axis=0)
-        share = scores[np.isfinite(scores).all(axis=1)] / ideal
-        share = share[np.asarray(pareto.non_dominated(-share))]
+        points = self._normalized(scores)
         # Copies fill up to a power of two, so that few sizes are compiled.
-        room = room_for(len(share))
-        points = -np.concatenate([share, np.repeat(share[:1], room - len(share), 0)])
+        more = room_for(len(points)) - len(points)
+        points = np.concatenate([points, np.repeat(points[:1], more, 0)])
         corner = np.zeros(points.shape[1])
         if len(corner) <= 4:
             return 100 * float(pareto.hypervolume(points, corner))
@@ -110,12 +125,28 @@ class Truth:
         )
         return 100 * float(volume)
 
+    def igd_plus(self, scores: np.ndarray) -> float:
+        """Measure how far points stay behind the best front known, in points.
+
+        On average over 500 points spread over that front, in percent of each task's best.
+        """
+        best = self._normalized(self.scores())
+        best = best[np.asarray(pareto.spread_subset(best, 500))]
+        return 100 * float(pareto.igd_plus(self._normalized(scores), best))
+
+    def _normalized(self, scores: np.ndarray) -> np.ndarray:
+        """Divide by each task's best, minimise, and leave out what is dominated."""
+        ideal = np.nanmax(self.scores(), axis=0)
+        points = -scores[np.isfinite(scores).all(axis=1)] / ideal
+        return points[np.asarray(pareto.non_dominated(points))]
+
     def shown(self, found: Found, most: int = 100) -> np.ndarray:
         """Choose the points of a predicted front that are evaluated to judge it.
 
-        What some preference picks, and up to `most` points spread over the front.
+        Up to `most` points spread over the front, and what twice as many preferences pick.
         """
-        picked = np.nanargmax(self.preferences @ found.predicted.T, axis=1)
+        preferences = self.preferences[: 2 * most]
+        picked = np.nanargmax(preferences @ found.predicted.T, axis=1)
         spread = np.asarray(pareto.spread_subset(-found.predicted, most))
         return np.unique(np.concatenate([picked, spread]))
 
@@ -124,7 +155,7 @@ class Truth:
         rng = np.random.default_rng(0)
         points = [np.zeros((1, n)), np.eye(n), np.full((1, n), 1 / n)]
         for seed, scale in enumerate((1.0, 0.6, 0.35, 0.2, 0.1)):
-            points.append(scale * opponents.sobol_points(each, n, seed))
+            points.append(scale * methods.sobol_points(each, n, seed))
         for concentration, longest in ((1.0, 1.0), (1.0, 2.0), (0.3, 1.5)):
             shares = rng.dirichlet(np.full(n, concentration), each)
             lengths = rng.uniform(0, longest, (each, 1)) if longest != 1 else 1
@@ -135,4 +166,4 @@ class Truth:
         order = np.concatenate([best, rng.permutation(len(scores))])
         _, places = np.unique(order, return_index=True)
         first = coefficients[order[np.sort(places)[:60]]].astype(float)
-        opponents.nsga3_from(self, first, 2 * each + 60, 0)
+        methods.nsga3_from(self, first, 2 * each + 60, 0)

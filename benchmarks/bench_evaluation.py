@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import mapjax as mj
+from benchmarks._memory import watch_peak
 from benchmarks._report import against, parser, report
 
 
-def problem(width: int, num_experts: int, num_examples: int) -> tuple[mj.TaskVectors, list]:
+def problem(
+    width: int, num_experts: int, num_examples: int, num_tasks: int | None = None
+) -> tuple[mj.TaskVectors, list]:
     """Make an MLP with random experts and random data: only the work is real."""
     rng = np.random.default_rng(0)
     sizes = [(784, width), (width, width), (width, 10)]
@@ -34,7 +37,7 @@ def problem(width: int, num_experts: int, num_examples: int) -> tuple[mj.TaskVec
             rng.normal(size=(num_examples, 784)).astype("f"),
             rng.integers(0, 10, num_examples),
         )
-        for t in range(num_experts)
+        for t in range(num_tasks or num_experts)
     ]
     return tv, tasks
 
@@ -77,7 +80,7 @@ def memory(width: int, num_examples: int, chunk_size: int) -> dict[str, Any]:
     return {"predicted": predicted, "seen": seen, "seen_over_predicted": seen / predicted}
 
 
-def peak(width: int, num_examples: int, chunk_size: int) -> None:
+def print_peak(width: int, num_examples: int, chunk_size: int) -> None:
     """Print predicted and seen bytes, in a process that did nothing else before."""
     tv, tasks = problem(width, 4, num_examples)
     evaluator = mj.Evaluator(tv, tasks, chunk_size=chunk_size)
@@ -85,23 +88,15 @@ def peak(width: int, num_examples: int, chunk_size: int) -> None:
     candidates = np.random.default_rng(1).random((chunk_size, 4)).astype("f")
     # What the plan counts as arguments is there already; the growth adds the rest.
     arguments = sum(x.nbytes for x in jax.tree.leaves((tv, [t.inputs for t in tasks])))
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # reset the peak: compiling needed more than running will
-    before = _status("VmRSS")
+    peak = watch_peak()  # compiling needed more than running will
     evaluator(candidates)
-    print(json.dumps([predicted, arguments + _status("VmHWM") - before]))
-
-
-def _status(name: str) -> int:
-    with open("/proc/self/status") as file:
-        line = next(x for x in file if x.startswith(name))
-    return 1024 * int(line.split()[1])
+    print(json.dumps([predicted, arguments + peak()]))
 
 
 def main() -> None:
     if "--peak" in sys.argv:
         width, num_examples, chunk_size = map(int, sys.argv[-3:])
-        return peak(width, num_examples, chunk_size)
+        return print_peak(width, num_examples, chunk_size)
     arguments = parser(__doc__ or "").parse_args()
     examples = 500 if arguments.quick else 2000
     figures = {

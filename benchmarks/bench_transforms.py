@@ -19,8 +19,7 @@ import optax
 
 import mapjax as mj
 from benchmarks._report import parser, report
-from benchmarks.bench_surrogates import SUITES, load
-from benchmarks.suites import Suite
+from benchmarks.suites import SUITES, Suite, load
 from mapjax import pareto, transforms
 
 SCALES = np.array([0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5])

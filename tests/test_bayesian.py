@@ -163,6 +163,7 @@ def test_cells_follow_the_loss_and_leave_room_for_the_unknown():
         propose_cells(np.eye(3), np.zeros(3), 1, key=3)
 
 
+@pytest.mark.slow
 def test_evaluates_points_that_are_worth_more_than_a_design():
     budget = 10
     solution = mj.bayesian_front(two_corners, budget=budget, **ASKED)
@@ -183,6 +184,7 @@ def test_evaluates_points_that_are_worth_more_than_a_design():
 
 
 @pytest.mark.parametrize("acquisition", ["hypervolume", "cells"])
+@pytest.mark.slow
 def test_eight_tasks_of_eight_coefficients(acquisition):
     with pytest.warns(UserWarning, match="There were fewer usable samples"):
         solution = mj.bayesian_front(
@@ -264,6 +266,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, acquisition):
     np.testing.assert_array_equal(resumed.front.scores, whole.front.scores)
 
 
+@pytest.mark.slow
 def test_samples_of_another_run_count_towards_the_budget(tmp_path):
     path = tmp_path / "samples.jsonl"
     first = mj.bayesian_front(two_corners, budget=6, save_to=path, **ASKED)
@@ -276,6 +279,7 @@ def test_samples_of_another_run_count_towards_the_budget(tmp_path):
     assert more.stats["num_reused"] == 6
 
 
+@pytest.mark.slow
 def test_a_gradient_counts_as_three_of_the_budget():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 4)).astype(np.float32)
@@ -304,6 +308,7 @@ def test_a_gradient_counts_as_three_of_the_budget():
 
 
 @pytest.mark.parametrize("acquisition", ["hypervolume", "cells"])
+@pytest.mark.slow
 def test_minimised_tasks_with_failures_and_a_constant_one(acquisition):
     def losses(c):
         scores = np.concatenate([1 - two_corners(c), np.full((len(c), 1), 7.0)], axis=1)

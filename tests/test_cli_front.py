@@ -89,6 +89,7 @@ def configured(files, monkeypatch):
     return files
 
 
+@pytest.mark.slow
 def test_from_files_to_a_front_to_pictures_to_a_merged_file(capsys, configured):
     found = run_json(capsys, "front", "c.toml")
     assert found["task_names"] == ["mnist", "usps"]
@@ -155,6 +156,7 @@ def test_from_files_to_a_front_to_pictures_to_a_merged_file(capsys, configured):
         assert message in " ".join(err.split())
 
 
+@pytest.mark.slow
 def test_a_black_box_a_higher_budget_and_another_config(capsys, configured):
     first = run_json(capsys, "front", "box.toml")
     assert (first["num_evaluations"], first["num_verified"]) == (7, 0)

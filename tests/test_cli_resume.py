@@ -95,6 +95,7 @@ def wait_for_samples(child, samples, draw):
     time.sleep(draw.uniform(0, 0.3))
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_run_ends_the_same(start, tmp_path):
     begun = time.monotonic()
     truth = finish(start("whole"))

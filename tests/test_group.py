@@ -219,6 +219,7 @@ def reached(scores):
 ASKED: dict[str, Any] = dict(num_generations=20, num_points=20, progress=False, key=KEY)
 
 
+@pytest.mark.slow
 def test_blocks_beat_tasks(problem):
     tv, tasks = problem
     blocks = group(tv, "block_0")
@@ -241,6 +242,7 @@ def test_blocks_beat_tasks(problem):
     assert mj.merge(blocks, solution.pick([1, 1]))["head"].shape == (CLASSES,)
 
 
+@pytest.mark.slow
 def test_the_posterior_chooses_blocks_too(problem):
     tv, tasks = problem
     evaluator = mj.Evaluator(group(tv, "block_0"), tasks)
@@ -253,6 +255,7 @@ def test_the_posterior_chooses_blocks_too(problem):
     assert (later[..., 0] != later[..., 1]).any()
 
 
+@pytest.mark.slow
 def test_quadratics_have_as_many_unknowns_as_samples_may_tell(problem):
     assert hessian_rank(4, 2, 8) is None
     assert hessian_rank(4, 2, 7) == 2

@@ -29,7 +29,7 @@ def test_finds_a_front_that_is_known():
     solution = mj.map_front(two_corners, verify=5, **ASKED)
     assert solution.result == RESULTS.successful
     np.testing.assert_allclose(solution.stats["r2"], 1, atol=1e-4)
-    # Pareto-optimal merges have equal coefficients: check place, extent and scores.
+    # Pareto-optimal merges have equal coefficients.
     c = np.asarray(solution.front.coefficients)
     assert np.abs(c[:, 0] - c[:, 1]).max() < 0.15
     assert c.min() < 0.03
@@ -141,6 +141,7 @@ def test_samples_on_a_line_do_not_determine_a_quadratic():
     assert solution.result == mj.RESULTS.rank_deficient
 
 
+@pytest.mark.slow
 def test_an_evaluator_brings_its_names_directions_and_links():
     solution = mj.map_front(
         three_linear_tasks(), budget=20, verify=4, surrogate="quadratic", rounds=1, **LIGHT
@@ -150,7 +151,6 @@ def test_an_evaluator_brings_its_names_directions_and_links():
     assert solution.surrogate is not None
     assert solution.surrogate.links == ("sigmoid", "softplus", "sigmoid")
     assert (solution.front.scores[:, [0, 2]] <= 1).all()
-    # The base and the experts are the first samples: an expert is perfect on its own task.
     np.testing.assert_allclose(np.diagonal(solution.samples.scores[1:4])[[0, 2]], 1)
     assert set(solution.references()) == {"base", "a", "b", "c", "uniform"}
 
@@ -161,8 +161,7 @@ def test_linear_outputs_are_predicted_from_the_base_and_the_experts():
     solution = mj.map_front(evaluator, budget=4, surrogate=exact, **LIGHT)
     assert solution.stats["num_evaluations"] == 4
     assert solution.stats["surrogate"] == "OutputSurrogate"
-    # The logits of a linear model are linear in the coefficients: predictions are exact
-    # but for the small penalty, which turns a decision or two of 200.
+    # Linear logits are predicted but for the penalty, which turns a decision or two of 200.
     truth = np.asarray(evaluator(solution.front.coefficients))
     np.testing.assert_allclose(solution.front.scores, truth, atol=0.011)
     assert solution.front.std is not None
@@ -171,22 +170,22 @@ def test_linear_outputs_are_predicted_from_the_base_and_the_experts():
     assert ((solution.front.probability >= 0) & (solution.front.probability <= 1)).all()
 
 
+@pytest.mark.slow
 def test_rounds_spend_the_budget_on_the_predicted_front(tmp_path):
     evaluator, path = three_linear_tasks(), tmp_path / "samples.jsonl"
     solution = mj.map_front(evaluator, budget=12, save_to=path, **LIGHT)
     assert [r["num_evaluations"] for r in solution.stats["rounds"]] == [4, 8]
     assert solution.stats["num_evaluations"] == len(solution.samples) == 12
-    # For some preferences a merge that was proposed beats the base and the experts.
     measured = np.asarray(solution.samples.scores) * [1, -0.2, 1]
     values = measured @ np.random.default_rng(0).dirichlet(np.ones(3), 50).T
     assert np.mean(values.max(axis=0) - values[:4].max(axis=0)) > 0.005
 
-    # The same call takes all of it, outputs too, from the file; it even is the same.
     again = mj.map_front(evaluator, budget=12, save_to=path, **LIGHT)
     assert again.stats["num_reused"] == 12
     np.testing.assert_array_equal(again.front.scores, solution.front.scores)
 
 
+@pytest.mark.slow
 def test_another_key_goes_on_from_samples_that_were_paid_for(tmp_path):
     options: dict[str, Any] = {**ASKED, "save_to": tmp_path / "samples.jsonl"}
     first = mj.map_front(two_corners, **{**options, "budget": 8})
@@ -214,6 +213,7 @@ def test_a_surrogate_that_cannot_be_is_refused(options, message):
         mj.map_front(two_corners, **ASKED, **options)
 
 
+@pytest.mark.slow
 def test_decisions_cannot_be_predicted_and_the_default_says_so():
     tv = three_linear_tasks().rule.args[0]
     x = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)

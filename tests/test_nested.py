@@ -72,6 +72,7 @@ def test_the_path_composes_to_the_coefficients_exactly():
 
 
 @pytest.mark.parametrize("method", ["composed", "paper"])
+@pytest.mark.slow
 def test_a_tree_comes_near_the_best_merge_of_all_coefficients(method):
     preference = np.random.default_rng(3).dirichlet(np.ones(6))
     options: dict[str, Any] = dict(num_coefficients=6, key=KEY, method=method, budget=60)
@@ -88,6 +89,7 @@ def test_a_tree_comes_near_the_best_merge_of_all_coefficients(method):
     assert found < best + 0.03
 
 
+@pytest.mark.slow
 def test_evaluations_grow_as_n_log_n():
     counts = {}
     for n in (16, 32):
@@ -111,6 +113,7 @@ def test_evaluations_grow_as_n_log_n():
     assert counts[32] / counts[16] < 1.2 * 32 * 5 / (16 * 4)
 
 
+@pytest.mark.slow
 def test_samples_of_another_run_are_fitted_too(evaluator, tmp_path):
     asked: dict[str, Any] = dict(budget=12, num_points=20, save_to=tmp_path / "s.jsonl")
     mj.nested_front(evaluator, key=KEY, **asked)
@@ -138,6 +141,7 @@ def test_a_front_of_many_preferences_shares_its_evaluations():
     np.testing.assert_allclose(solution.pick(np.ones(4)), 0.25, atol=0.05)
 
 
+@pytest.mark.slow
 def test_outputs_predict_a_front_with_deviations(evaluator):
     solution = mj.nested_front(evaluator, budget=21, num_points=30, verify=3, key=KEY)
     assert isinstance(solution.surrogate, mj.surrogate.OutputSurrogate)

@@ -48,6 +48,7 @@ def lost(evaluator, c, w, found):
     return reached < worth.max(axis=0) - 1e-6
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_as_often_as_stated():
     """At 80 % confidence a fifth of the preferences may lose theirs; Bonferroni is strict."""
     losses, shares = [], []

@@ -76,6 +76,7 @@ def two_tasks():
     "rule",
     ["layer_swap", "slerp", "multi_slerp", "fisher_mean", "regmean_mean", "wudi_mean"],
 )
+@pytest.mark.slow
 def test_rules_work_in_drivers(rule, two_tasks, key):
     tv, tasks, plain = two_tasks
     made = RULES[rule](tv)

@@ -73,6 +73,7 @@ def _squares(x):
 
 
 @pytest.mark.parametrize("which", ["solution", "by_outputs"])
+@pytest.mark.slow
 def test_a_solution_comes_back_to_the_last_bit(tmp_path, request, which):
     before = request.getfixturevalue(which)
     path = tmp_path / "solution.npz"

@@ -62,6 +62,7 @@ def best_at(direction, scalarize):
         ("DifferentialEvolution", "smooth_tchebycheff", smooth_tchebycheff),
     ],
 )
+@pytest.mark.slow
 def test_each_direction_finds_its_own_best_point(strategy, scalarization, scalarize):
     directions = jnp.array([[1.0, 0.0], [0.7, 0.3], [0.5, 0.5], [0.2, 0.8], [0.0, 1.0]])
     search = Decomposition(STRATEGIES[strategy], 2, directions, scalarization)

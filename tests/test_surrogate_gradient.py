@@ -255,6 +255,7 @@ def make_evaluator(metric=mj.metrics.cross_entropy, traces=None):
     return mj.Evaluator(tv, tasks)
 
 
+@pytest.mark.slow
 def test_a_gradient_costs_about_three_evaluations():
     rng = np.random.default_rng(2)
     inputs, targets = rng.normal(size=(2, 200, 32)).astype(np.float32)
@@ -281,6 +282,7 @@ def test_a_gradient_costs_about_three_evaluations():
         assert both < 3.6 * plain
 
 
+@pytest.mark.slow
 def test_a_driver_counts_a_gradient_as_three(key):
     evaluator = make_evaluator()
     options: dict[str, Any] = dict(

@@ -1,8 +1,9 @@
-"""What a suite is: task vectors and two evaluators of them."""
+"""What a suite is: models, and examples to choose and to judge merges by."""
 
 import hashlib
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -10,21 +11,25 @@ import mapjax as mj
 
 
 class Suite(NamedTuple):
-    """A problem with models in it.
+    """A problem with models in it. All metrics are maximised.
 
     Attributes:
         name: What it is called on the command line.
         seed: What the training of its models was drawn from.
         task_vectors: The base and the experts, one per task.
+        train: Scores merges on examples that experts were trained on.
         validation: Scores merges on the examples that coefficients are chosen on.
         test: Scores merges on examples that nothing was chosen on.
+        held_out: Scores merges on test examples of two tasks that no model was trained on.
     """
 
     name: str
     seed: int
     task_vectors: mj.TaskVectors
+    train: mj.Evaluator
     validation: mj.Evaluator
     test: mj.Evaluator
+    held_out: mj.Evaluator
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -32,15 +37,13 @@ class Suite(NamedTuple):
         return self.validation.task_names
 
     def fingerprint(self) -> str:
-        """Name the models and the validation examples by their bytes.
+        """Name the models, heads included, and the validation examples by their bytes.
 
         What is kept on disk goes by this name, so that another version of anything that
         trains a model never meets figures of the old one.
         """
         digest = hashlib.sha256()
-        for task in self.validation.tasks:
-            for leaf in jax.tree.leaves((task.inputs, task.targets)):
-                digest.update(np.asarray(leaf).tobytes())
-        for leaf in jax.tree.leaves(self.task_vectors):
+        arrays = eqx.filter((self.validation.tasks, self.task_vectors), eqx.is_array)
+        for leaf in jax.tree.leaves(arrays):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()[:16]

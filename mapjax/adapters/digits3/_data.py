@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from mapjax.adapters.digits3._fonts import render_fonts
+from mapjax.adapters.digits3._fonts import DIGITS, render_fonts
 from mapjax.adapters.digits3._resize import resize
 
 SIDE = 28
@@ -56,7 +56,7 @@ def load() -> dict[str, Dataset]:
     return {
         "mnist5k": _dataset(*_mnist5k()),
         "optdigits": _dataset(*_optdigits()),
-        "figlet_digits": _dataset(*_figlet_digits()),
+        "figlet_digits": _dataset(*_figlet(DIGITS)),
     }
 
 
@@ -92,14 +92,23 @@ def _optdigits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return images.reshape(-1, SIDE**2), table[:, -1], _checksums(table)
 
 
-def _figlet_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    images, targets, fonts = render_fonts(package_folder("pyfiglet") / "fonts", SIDE)
-    _, first, group = np.unique(images, axis=0, return_index=True, return_inverse=True)
-    agree = np.ones(len(first), bool)
-    agree[group[targets != targets[first][group]]] = False
-    kept = np.sort(first[agree])
+def _figlet(characters: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    folder = package_folder("pyfiglet") / "fonts"
+    images, targets, fonts = render_fonts(folder, SIDE, characters)
     ranks = np.array([zlib.crc32(font.encode()) for font in fonts], np.uint32)
+    kept = _distinct(images, targets)
     return images[kept], targets[kept], ranks[kept]
+
+
+def _distinct(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Find the first row of each image, unless its labels disagree."""
+    first: dict[bytes, int] = {}
+    disputed = set()
+    for row, (image, target) in enumerate(zip(images, targets, strict=True)):
+        known = first.setdefault(image.tobytes(), row)
+        if targets[known] != target:
+            disputed.add(known)
+    return np.array([row for row in first.values() if row not in disputed], int)
 
 
 def _read_csv(path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Digits of FIGlet fonts as images."""
+"""Digits and other characters of FIGlet fonts as images."""
 
 import io
 import zipfile
@@ -9,41 +9,49 @@ from jaxtyping import Float32, Int32
 
 from mapjax.adapters.digits3._resize import resize
 
+DIGITS = "0123456789"
+
 
 def render_fonts(
-    folder: Path, side: int
+    folder: Path, side: int, characters: str = DIGITS
 ) -> tuple[
     Float32[np.ndarray, "examples pixels"], Int32[np.ndarray, " examples"], list[str]
 ]:
-    """Draw the ten digits of every font in a folder.
+    """Draw characters of every font in a folder.
 
-    A character is a cell twice as high as wide, inked unless it is blank. Digits are cut
-    out, scaled to fit 20/28 of the side, as in MNIST, and centred. Digits that a font
-    leaves blank are left out.
+    What a font draws with is a cell twice as high as wide, inked unless it is blank.
+    Characters are cut out, scaled to fit 20/28 of the side, as in MNIST, and centred.
+    Those that a font leaves blank are left out.
 
     Args:
         folder: Where the `.flf` and `.tlf` files are.
         side: The width and height of an image.
+        characters: What to draw, of ASCII.
 
     Returns:
-        The images in rows, with ink 1; the digits; and the name of each image's font.
+        The images in rows, with ink 1; the place of each in `characters`; and the name of
+        each image's font.
     """
     images, targets, fonts = [], [], []
     for path in sorted(folder.glob("*.[ft]lf")):
-        for digit, cells in read_digits(path.read_bytes()).items():
+        for place, cells in read_digits(path.read_bytes(), characters).items():
             if cells.any():
                 images.append(_draw(cells, side))
-                targets.append(digit)
+                targets.append(place)
                 fonts.append(path.stem)
     flat = np.stack(images).reshape(len(images), side**2)
     return flat, np.array(targets, np.int32), fonts
 
 
-def read_digits(data: bytes) -> dict[int, np.ndarray]:
-    """Read the ten digits of a FIGlet font, as matrices that say which cells are inked.
+def read_digits(data: bytes, characters: str = DIGITS) -> dict[int, np.ndarray]:
+    """Read characters of a FIGlet font, as matrices that say which cells are inked.
 
     Args:
         data: The font file, zipped or not.
+        characters: What to read, of ASCII; the ten digits unless others are wanted.
+
+    Returns:
+        A matrix for each place in `characters`.
 
     References:
         The FIGfont standard, version 2: a header `flf2a$ height baseline length layout
@@ -57,20 +65,20 @@ def read_digits(data: bytes) -> dict[int, np.ndarray]:
     lines = text.split("\n")
     header = lines[0].split()
     blanks, height, comments = header[0][-1] + " ", int(header[1]), int(header[5])
-    digits = {}
-    for digit in range(10):
-        start = 1 + comments + (ord("0") + digit - ord(" ")) * height
+    matrices = {}
+    for place, character in enumerate(characters):
+        start = 1 + comments + (ord(character) - ord(" ")) * height
         rows = [row.rstrip() for row in lines[start : start + height]]
         rows = [row.rstrip(row[-1:]) for row in rows]  # one or two end marks
         width = max(map(len, rows), default=0)
-        digits[digit] = np.array(
+        matrices[place] = np.array(
             [[cell not in blanks for cell in row.ljust(width)] for row in rows], bool
         ).reshape(len(rows), width)
-    return digits
+    return matrices
 
 
 def _draw(cells: np.ndarray, side: int) -> np.ndarray:
-    """Cut out, scale and centre one digit."""
+    """Cut out, scale and centre one character."""
     rows, columns = np.flatnonzero(cells.any(1)), np.flatnonzero(cells.any(0))
     cut = cells[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
     height, width = 2 * cut.shape[0], cut.shape[1]

@@ -1,0 +1,169 @@
+"""What is recorded of a run of a method, and the figures that are computed from it."""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import mapjax as mj
+from benchmarks._memory import watch_peak
+from benchmarks._truth import Truth
+from benchmarks.methods import METHODS
+from mapjax import io, pareto
+from mapjax.design import make_design
+
+EVALUATED_BY = (5, 9, 17, 18, 27, 30, 36, 45, 48, 90)
+"""Numbers of evaluations after which the regret of what was evaluated is given."""
+
+
+class Record(NamedTuple):
+    """A run of a method, with the true scores of what it proposes.
+
+    Attributes:
+        evaluated: Coefficients `[k, C]`, in the order in which they were evaluated.
+        scores: Their scores `[k, T]` on the validation examples.
+        coefficients: Points `[P, C]` of the proposed front, those that are judged.
+        predicted: What the method takes their scores to be, `[P, T]`.
+        std: Standard deviations of these; NaN where the method has none.
+        validation: Their true scores on the validation examples.
+        test: The same on the test examples.
+        held_out: The same `[P, 2]` on two tasks that no expert was trained on.
+        guess: What the surrogate says of `design_points`; NaN where the method has none.
+        seconds: How long the method ran, evaluations and compiling included.
+        peak_memory: By how many bytes the process grew meanwhile, at most.
+        is_linear: Whether the coefficients are those of the suite's own task vectors.
+    """
+
+    evaluated: np.ndarray
+    scores: np.ndarray
+    coefficients: np.ndarray
+    predicted: np.ndarray
+    std: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    held_out: np.ndarray
+    guess: np.ndarray
+    seconds: np.ndarray
+    peak_memory: np.ndarray
+    is_linear: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        io.save(path, self._asdict())
+
+    @classmethod
+    def load(cls, path: Path) -> "Record":
+        """Read what `save` wrote."""
+        return cls(**io.load(path))
+
+
+def record(truth: Truth, method: str, budget: int, *, verify: int = 100) -> Record:
+    """Run a method and evaluate the front that it proposes.
+
+    Args:
+        truth: Of the suite.
+        method: One of `METHODS`.
+        budget: The most evaluations.
+        verify: Points spread over a front that are judged, besides what twice as many
+            preferences pick.
+
+    Raises:
+        RuntimeError: If the method evaluates more merges than it may.
+    """
+    suite = truth.suite
+    peak, begun = watch_peak(), time.perf_counter()
+    found = METHODS[method].run(suite, budget)
+    seconds, peak_memory = time.perf_counter() - begun, peak()
+    if len(found.evaluated) > budget:
+        raise RuntimeError(f"{method} made {len(found.evaluated)} of {budget} evaluations.")
+    shown = truth.shown(found, verify)
+    kept = found.coefficients[shown]
+
+    def on(evaluator: mj.Evaluator) -> np.ndarray:
+        rule = suite.task_vectors if found.rule is None else found.rule
+        evaluator = mj.Evaluator(rule, evaluator.tasks, num_coefficients=kept.shape[1])
+        return np.asarray(evaluator(kept, progress=False), float)
+
+    guess = np.full((1, len(suite.names)), np.nan)
+    # A surrogate over another rule's coefficients has another box.
+    if found.surrogate is not None and found.rule is None:
+        guess = np.asarray(found.surrogate(design_points(truth)), float)
+    return Record(
+        found.evaluated,
+        found.scores,
+        kept,
+        found.predicted[shown],
+        np.full_like(found.predicted[shown], np.nan)
+        if found.std is None
+        else found.std[shown],
+        truth(kept, found.rule),
+        on(suite.test),
+        on(suite.held_out),
+        guess,
+        np.asarray(seconds),
+        np.asarray(peak_memory),
+        np.asarray(found.rule is None),
+    )
+
+
+def design_points(truth: Truth) -> np.ndarray:
+    """Draw merges of the default design that no method has seen."""
+    n = truth.suite.task_vectors.num_tasks
+    key = jax.random.key(1_000_000 + truth.suite.seed)
+    # The base, the experts and the uniform merge come first in every design.
+    points = make_design("multiscale", n + 2 + 128, n, key=key)
+    return np.asarray(points, np.float32)[n + 2 :]
+
+
+def judge(run: Record, truth: Truth, paper: Record | None) -> dict[str, Any]:
+    """Compute the figures of a run, when all runs have told what is reachable.
+
+    Args:
+        run: The run.
+        truth: Of the suite; it should know of all runs.
+        paper: The paper's protocol with 2p evaluations, to take the win rate against.
+    """
+    suite = truth.suite
+    experts = np.eye(suite.task_vectors.num_tasks, dtype=np.float32)
+    at_home = np.diagonal(np.asarray(suite.test(experts, progress=False)))
+    together = np.concatenate([run.scores, run.validation])
+    equal = int(np.argmax(run.predicted.mean(axis=1)))
+    picks = np.argmax(truth.preferences @ run.predicted.T, axis=1)
+    gap = truth.preferences * (run.validation - run.test)[picks]
+    figures: dict[str, Any] = {
+        "hypervolume": truth.hypervolume(together),
+        "hypervolume_evaluated": truth.hypervolume(run.scores),
+        "igd_plus": truth.igd_plus(together),
+        "regret": truth.regret(run.validation, run.predicted),
+        "regret_evaluated": truth.regret(run.scores),
+        "normalized_average": 100 * float(np.mean(run.test[equal] / at_home)),
+        "generalization_gap": 100 * float(np.mean(gap.sum(axis=1))),
+        "held_out": 100 * float(np.mean(run.held_out[equal])),
+        "evaluations": len(run.evaluated),
+        "examples": len(run.evaluated) * sum(_size(t) for t in suite.validation.tasks),
+        "seconds": float(run.seconds),
+        "peak_megabytes": float(run.peak_memory) / 1e6,
+        "points": len(run.predicted),
+    }
+    if paper is not None:
+        wins = pareto.win_rate(-run.validation, -paper.validation)
+        figures["win_rate"] = 100 * float(np.mean(wins))
+    if np.isfinite(run.std).all():
+        error = np.abs(run.validation - run.predicted)
+        figures["coverage"] = 100 * float(np.mean(error <= 1.645 * run.std))
+        figures["error_on_front"] = 100 * float(np.mean(error))
+    if np.isfinite(run.guess).all():
+        scores = truth(design_points(truth))
+        residual = np.sum((scores - run.guess) ** 2, axis=0)
+        r2 = 1 - residual / np.sum((scores - scores.mean(axis=0)) ** 2, axis=0)
+        figures["least_r2"] = float(r2.min())
+    counts = [k for k in EVALUATED_BY if k <= len(run.scores)]
+    figures["regret_evaluated_by"] = {k: truth.regret(run.scores[:k]) for k in counts}
+    return figures
+
+
+def _size(task: mj.Task) -> int:
+    return len(jax.tree.leaves(task.inputs)[0])

@@ -1,0 +1,119 @@
+"""The report: Markdown and pictures from the JSON files of all benchmarks."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import _front_tables, _pictures, _speed_tables
+from benchmarks._reasons import REASONS
+from benchmarks.methods import METHODS, NOT_RUN
+
+_FRONTS = "fronts_"
+_MEASURES = """\
+All scores are on validation examples, on which coefficients are chosen, unless said \
+otherwise; a cell is the median over seeds and, in brackets, their range. Names in code are \
+drivers of mapjax. With N + 1 evaluations (the base and the experts) all direct methods have \
+the same points; 2p is (N + 1)(N + 2).
+
+- *hypervolume*: percent of the box from zero to the best known of every task that is \
+dominated by what was evaluated and by up to some 100 more points of the proposed front, \
+each really evaluated; *of evaluated*: by what was evaluated alone.
+- *IGD+*: how far the same points stay behind the best front known (all methods and the pool \
+of direct evaluations), in percent of each task's best.
+- *regret*: what a preference loses against the best merge known, in points of the metric, \
+on average over 200 preferences: for the merge that the method would pick by its own \
+prediction; *of evaluated*: for the best that it has evaluated.
+- *win rate*: share of pairs with a point of the paper's protocol at 2p that are won, per \
+task, in percent.
+- *average*: test score over the expert's own, on average over tasks, of the pick at equal \
+preference, in percent. *gap*: validation less test score of the picks, in points. *held \
+out*: mean score of the pick at equal preference on two tasks that no model has seen.
+- *least R2*: of the surrogate, the worst task, on 128 fresh merges of the default design. \
+*coverage*: true scores within the 90 % band, in percent.
+- *seconds*: the whole run, compiling and evaluating included. *MB*: by how much the process \
+grew.
+"""
+
+
+def front_tables(name: str, figures: dict[str, Any]) -> str:
+    """Write the tables of one suite."""
+    parts = [
+        f"## {name}",
+        f"{figures['experts']} experts, seeds {', '.join(map(str, figures['seeds']))}; "
+        f"best of some {figures['pool']['median']:,.0f} merges known.",
+    ]
+    for budget, table in _front_tables.tables(figures):
+        parts += [f"### {name}, {budget} evaluations", table]
+    return "\n\n".join(parts)
+
+
+def write(folder: Path) -> Iterator[Path]:
+    """Write `README.md` and the pictures it shows from the JSON files in a folder.
+
+    Args:
+        folder: Where the JSON files are.
+
+    Yields:
+        What was written.
+    """
+    results = {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
+    fronts = {
+        name.removeprefix(_FRONTS): one["figures"]
+        for name, one in results.items()
+        if name.startswith(_FRONTS)
+    }
+    parts = ["# What was measured", _machines(results), "# Fronts", _MEASURES]
+    losses = [
+        line for suite, one in fronts.items() for line in _front_tables.lost(suite, one)
+    ]
+    parts += ["## Where mapjax is not the best", _listed(losses) or "Nowhere."]
+    for suite, figures in fronts.items():
+        picture = folder / f"{_FRONTS}{suite}.svg"
+        _pictures.by_evaluations(suite, figures, picture)
+        yield picture
+        parts += [front_tables(suite, figures), f"![{suite}]({picture.name})"]
+    settings = [f"{name.replace('_', ' ')}: {m.settings}." for name, m in METHODS.items()]
+    missing = [f"{name.replace('_', ' ')}: {why}" for name, why in NOT_RUN.items()]
+    parts += ["## Settings", _listed(settings), "## Not run", _listed(missing)]
+    parts.append("# Speed and size")
+    for name, one in results.items():
+        if name in _speed_tables.SECTIONS:
+            parts.append(_speed_tables.SECTIONS[name](one["figures"]))
+            if "curves" in one["figures"]:
+                picture = folder / f"{name}.svg"
+                _pictures.curves(one["figures"]["curves"], picture)
+                yield picture
+                parts.append(f"![How times grow]({picture.name})")
+    page = folder / "README.md"
+    page.write_text("\n\n".join(parts) + "\n")
+    yield page
+
+
+def _losses(fronts: dict[str, Any]) -> str:
+    """List by the method that is ahead: why, and where."""
+    found: dict[str, list[str]] = {}
+    for suite, figures in fronts.items():
+        for method, line in _front_tables.lost(suite, figures):
+            found.setdefault(method, []).append(line)
+    parts = [
+        f"**{method.replace('_', ' ')}.** {REASONS.get(method, '')}\n\n{_listed(lines)}"
+        for method, lines in found.items()
+    ]
+    return "\n\n".join(parts) or "Nowhere."
+
+
+def _machines(results: dict[str, Any]) -> str:
+    lines = ["| figures | date | device | python | versions |", "|---|---|---|---|---|"]
+    for name, one in results.items():
+        versions = ", ".join(f"{p} {v}" for p, v in one["versions"].items())
+        machine = one["machine"]
+        device = f"{machine['device']} ({machine['processor']})"
+        lines.append(
+            f"| {name} | {one['date']} | {device} | {machine['python']} | {versions} |"
+        )
+    return "\n".join(lines)
+
+
+def _listed(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

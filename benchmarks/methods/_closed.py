@@ -1,0 +1,62 @@
+"""Closed forms weighted by the preference: one solve for each point, no search."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+import mapjax as mj
+from benchmarks.methods._drivers import with_grams
+from benchmarks.methods._found import Found, best_of
+from benchmarks.suites import Suite
+from mapjax import rules, transforms
+
+
+def by_preference(
+    suite: Suite, budget: int, *, rule: Callable[[Suite], Callable[..., PyTree]]
+) -> Found:
+    """Evaluate what a rule makes of preferences: of each task, of all, and random ones."""
+    points = preferences(budget, suite.task_vectors.num_tasks, suite.seed)
+    made = rule(suite)
+    evaluator = mj.Evaluator(made, suite.validation.tasks)
+    return best_of(points, np.asarray(evaluator(points, progress=False), float), made)
+
+
+def preferences(count: int, num_tasks: int, seed: int) -> np.ndarray:
+    """List the corners of the simplex, its centre, and uniform points of it."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.dirichlet(np.ones(num_tasks), count)
+    centre = np.full((1, num_tasks), 1 / num_tasks)
+    return np.concatenate([np.eye(num_tasks), centre, drawn])[:count]
+
+
+def regmean_mean(suite: Suite) -> rules.MergeRule:
+    """Weigh by the inputs of training examples, without labels."""
+    return rules.regmean_mean(*with_grams(suite))
+
+
+def wudi_mean(suite: Suite) -> rules.MergeRule:
+    """Weigh by the vectors themselves."""
+    return rules.wudi_mean(suite.task_vectors)
+
+
+def fisher_mean(suite: Suite, most: int = 500) -> rules.MergeRule:
+    """Weigh by squared gradients of training examples, with their labels."""
+    vectors = suite.task_vectors
+    experts = np.eye(vectors.num_tasks, dtype=np.float32)
+    fishers = [
+        _fisher(task, mj.merge(vectors, one), most)
+        for task, one in zip(suite.train.tasks, experts, strict=True)
+    ]
+    return rules.fisher_mean(vectors, fishers)
+
+
+def _fisher(task: mj.Task, params: PyTree, most: int) -> PyTree:
+    def loss(params: PyTree, example: PyTree) -> Array:
+        inputs, targets = jax.tree.map(lambda x: x[None], example)
+        return mj.metrics.cross_entropy(task.predict(params, inputs), targets)
+
+    data = jax.tree.map(lambda x: jnp.asarray(x[:most]), (task.inputs, task.targets))
+    return transforms.fisher(loss, params, data)
