@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from mapjax import _tree
@@ -98,9 +99,11 @@ def sum_tasks(v: Array) -> Array:
 
 
 def map_by_shape(function: Callable[..., Array], *columns: Sequence[Array]) -> list[Array]:
-    """Apply a function to each tensor, batched over the tensors of one shape.
+    """Apply a function to each tensor, all of one shape at once, on the CPU one by one.
 
     For what is slow to compile: a program holds it once for each shape, not for each tensor.
+    On the CPU, batches of decompositions and solves can wait for each other for ever; see
+    `mapjax._algebra.svd`.
 
     Args:
         function: From one entry of each column.
@@ -114,6 +117,10 @@ def map_by_shape(function: Callable[..., Array], *columns: Sequence[Array]) -> l
         if len(members) == 1:  # as it is, without a copy
             results[members[0]] = function(*(c[members[0]] for c in columns))
             continue
-        batch = jax.vmap(function)(*(jnp.stack([c[i] for i in members]) for c in columns))
+        batch = lax.platform_dependent(
+            tuple(jnp.stack([c[i] for i in members]) for c in columns),
+            cpu=lambda rows: lax.map(lambda row: function(*row), rows),
+            default=lambda rows: jax.vmap(function)(*rows),
+        )
         results |= zip(members, batch, strict=True)
     return [results[i] for i in range(len(results))]

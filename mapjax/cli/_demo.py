@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,12 @@ def _check(
 
 def _check_packages() -> None:
     """Find out now, and not after the training, that something cannot be written."""
-    try:
-        import matplotlib.figure  # noqa: F401
-        import safetensors.flax  # noqa: F401
-    except ImportError as error:
+    missing = [p for p in ("matplotlib", "safetensors") if find_spec(p) is None]
+    if missing:
         raise ImportError(
-            f"The demo draws with matplotlib and saves with safetensors ({error}). Install "
-            'the extra: pip install "mapjax[demo]"'
-        ) from error
+            f"The demo draws with matplotlib and saves with safetensors, and {missing[0]} is "
+            'not installed. Install the extra: pip install "mapjax[demo]"'
+        )
 
 
 @contextmanager
