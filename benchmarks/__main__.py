@@ -27,7 +27,7 @@ def run(
     fresh: bool = False,
     pool: int | None = None,
     folder: Path | None = None,
-    output: Path = RESULTS,
+    output: Path = CACHE / "results",
 ) -> None:
     """Measure methods on suites; what was measured before is not measured again.
 
@@ -37,31 +37,39 @@ def run(
         budget: Numbers of evaluations; N+1 (the base and the experts) and 2p, which is
             (N+1)(N+2), go by the suite.
         seeds: Of the training of the models and of the methods.
-        quick: digits3 and digits8, two seeds, N+1 and 2p, and a small pool.
+        quick: digits3 and digits8, two seeds, N+1 and 2p, and a small pool, whatever else
+            is asked for.
         fresh: Make runs again that were made before.
         pool: How many direct evaluations tell what is reachable; by default as the suite
             is worth.
         folder: Where clip8 finds its models and images.
         output: Folder for the figures, one JSON file a suite. Runs are kept in
-            ~/.cache/mapjax/runs.
+            ~/.cache/mapjax, those of `--quick` apart.
     """
     if quick:
         suite, seeds, budget, pool = ("digits3", "digits8"), (0, 1), ("N+1", "2p"), 500
     for given, known in ((suite, SUITES), (methods, METHODS)):
         if unknown := sorted({*given} - {*known}):
             sys.exit(f"{unknown[0]!r} is none of {', '.join(known)}.")
+    for given in budget:
+        if given not in ("N+1", "2p") and not given.isdecimal():
+            sys.exit(f"--budget {given!r} is neither a number nor N+1 or 2p.")
     troubles: list[str] = []
     for name in suite:
-        figures, failed = _compare.compare(
-            partial(load, name, folder=folder),
-            SUITES[name],
-            methods,
-            budget,
-            seeds,
-            runs=CACHE / ("runs-quick" if quick else "runs"),
-            pool=pool,
-            fresh=fresh,
-        )
+        try:
+            figures, failed = _compare.compare(
+                partial(load, name, folder=folder),
+                SUITES[name],
+                methods,
+                budget,
+                seeds,
+                runs=CACHE / ("runs-quick" if quick else "runs"),
+                pool=pool,
+                fresh=fresh,
+            )
+        except (ImportError, OSError, RuntimeError, ValueError) as error:  # of the suite
+            troubles.append(f"{name}: {error}")
+            continue
         troubles += failed
         write_json(f"fronts_{name}", figures, output / f"fronts_{name}.json", show=False)
         print(_write_up.front_tables(name, figures))

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._measures import Record, judge, record
+from benchmarks._measures import Record, design_points, judge, record
 from benchmarks._truth import Truth
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, NotInstalledError
 from benchmarks.suites import Entry, Suite
 from mapjax._progress import progress_bar
+
+_VERSION = 1  # of the runs: raise it when a method changes
 
 Key = tuple[str, int]
 """A method and its budget."""
@@ -44,15 +46,15 @@ def compare(
         fresh: Whether to make runs again that lie on disk.
 
     Returns:
-        The figures, and what went wrong, a line for each run that did. A method whose
-        library is not installed is left out.
+        The figures of runs that there are for every seed, and what went wrong, a line for
+        each run that did. A method whose library is not installed is left out.
     """
-    found, troubles = [], []
+    found, troubles, n = [], [], 0
     for seed in seeds:
         suite = load(seed)
         name, n = suite.name, suite.task_vectors.num_tasks
         truth = Truth(suite, size=pool or entry.pool)
-        place = runs / f"{name}-{seed}-{suite.fingerprint()}"
+        place = runs / f"{name}-{seed}-{suite.fingerprint()}-{_VERSION}"
         wanted = [
             (method, budget)
             for method in methods
@@ -63,9 +65,11 @@ def compare(
             for method, budget in wanted:
                 path = place / f"{method}-{budget}.npz"
                 try:
-                    if fresh or not path.exists():
+                    if fresh:
+                        path.unlink(missing_ok=True)
+                    if not path.exists():
                         record(truth, method, budget, verify=entry.verify).save(path)
-                except ImportError as error:  # an opponent that is not installed here
+                except NotInstalledError as error:
                     print(f"{method} is left out: {error}", file=sys.stderr)
                 except Exception as error:  # the others are still worth having
                     why = " ".join(str(error).split())[:300]
@@ -75,6 +79,27 @@ def compare(
                     print(troubles[-1], file=sys.stderr)
                 advance(1)
         found.append(_figures(truth, place))
+    # A median of other seeds than the rest could not be compared with it.
+    whole = [
+        {
+            (method, budget)
+            for method, by_budget in one["methods"].items()
+            for budget in by_budget
+        }
+        for one in found
+    ]
+    for one in found:
+        one["methods"] = {
+            method: kept
+            for method, by_budget in one["methods"].items()
+            if (
+                kept := {
+                    budget: figures
+                    for budget, figures in by_budget.items()
+                    if all((method, budget) in pairs for pairs in whole)
+                }
+            )
+        }
     return {"seeds": list(seeds), "experts": n, **summarise(found)}, troubles
 
 
@@ -98,17 +123,19 @@ def _figures(truth: Truth, place: Path) -> dict[str, Any]:
         rule = None if run.is_linear else "another"
         truth.add(run.evaluated, run.scores, rule)
         truth.add(run.coefficients, run.validation, rule)
+    # All that is ever looked up, before anything is judged by what is known.
     n = truth.suite.task_vectors.num_tasks
+    start = truth(np.eye(n + 1, n, k=-1))
+    truth(design_points(truth))
+    experts = np.eye(n, dtype=np.float32)
+    at_home = np.diagonal(np.asarray(truth.suite.test(experts, progress=False)))
     paper = runs.get(("paper_protocol", (n + 1) * (n + 2)))
     methods: dict[str, Any] = {}
     for (method, budget), run in runs.items():
-        methods.setdefault(method, {})[str(budget)] = judge(run, truth, paper)
-    start = truth(np.eye(n + 1, n, k=-1))
+        methods.setdefault(method, {})[str(budget)] = judge(run, truth, at_home, paper)
     return {
         "methods": methods,
-        "pool": len(truth.scores()),
-        "base": (100 * start[0]).tolist(),
-        "experts_at_home": (100 * np.diagonal(start[1:])).tolist(),
+        "pool": len(np.unique(truth.scores(), axis=0)),
         "regret_of_base": truth.regret(start[:1]),
         "regret_of_base_and_experts": truth.regret(start),
     }

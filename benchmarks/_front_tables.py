@@ -35,12 +35,12 @@ COLUMNS = (
     Column("least_r2", "least R2", 3, 1),
     Column("coverage", "coverage", 0, 0),
     Column("evaluations", "evaluations", 0, 0),
+    Column("points", "points", 0, 0),
     Column("examples", "examples", 0, 0),
     Column("seconds", "seconds", 1, 0),
     Column("peak_megabytes", "MB", 0, 0),
 )
-JUDGED = ("hypervolume", "hypervolume_evaluated", "igd_plus", "regret", "regret_evaluated")
-"""Columns that mapjax means to be the best in."""
+_WITHIN = ", within the range of seeds"
 
 Spread = dict[str, float]
 """Median, least and most over seeds."""
@@ -65,6 +65,11 @@ def tables(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         rows = _rows(figures, budget)
         columns = [c for c in COLUMNS if any(c.name in row for row in rows.values())]
         best = {c.name: _best(rows, c) for c in columns if c.sign}
+        shown = {
+            name: f"{rows[m][name]['median']:,.{c.digits}f}"
+            for c in columns
+            if (m := best.get(name := c.name))
+        }
         lines = [
             "| method | " + " | ".join(c.title for c in columns) + " |",
             "|---|" + "---|" * len(columns),
@@ -72,7 +77,7 @@ def tables(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for method, row in rows.items():
             cells = [cell(row.get(c.name), c.digits) for c in columns]
             for i, c in enumerate(columns):
-                if best.get(c.name) == method:
+                if c.name in row and cells[i].split(" ")[0] == shown.get(c.name):
                     cells[i] = f"**{cells[i]}**"
             name = f"`{method}`" if METHODS[method].is_ours else method.replace("_", " ")
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -88,7 +93,7 @@ def lost(suite: str, figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for budget in budgets(figures):
         rows = _rows(figures, budget)
         for column in COLUMNS:
-            if column.name not in JUDGED:
+            if not column.sign:
                 continue
             ours, theirs = (
                 _best({m: r for m, r in rows.items() if METHODS[m].is_ours is own}, column)
@@ -100,7 +105,7 @@ def lost(suite: str, figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
             if column.sign * (us["median"] - them["median"]) >= 0:
                 continue
             what = column.name.replace("_", " ")
-            within = "" if _apart(us, them) else ", within the range of seeds"
+            within = "" if len(figures["seeds"]) == 1 or _apart(us, them) else _WITHIN
             yield (
                 theirs,
                 f"{suite}, {budget} evaluations, {what}: {cell(them, column.digits)} against "

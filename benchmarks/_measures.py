@@ -14,9 +14,6 @@ from benchmarks.methods import METHODS
 from mapjax import io, pareto
 from mapjax.design import make_design
 
-EVALUATED_BY = (5, 9, 17, 18, 27, 30, 36, 45, 48, 90)
-"""Numbers of evaluations after which the regret of what was evaluated is given."""
-
 
 class Record(NamedTuple):
     """A run of a method, with the true scores of what it proposes.
@@ -118,17 +115,18 @@ def design_points(truth: Truth) -> np.ndarray:
     return np.asarray(points, np.float32)[n + 2 :]
 
 
-def judge(run: Record, truth: Truth, paper: Record | None) -> dict[str, Any]:
+def judge(
+    run: Record, truth: Truth, at_home: np.ndarray, paper: Record | None
+) -> dict[str, Any]:
     """Compute the figures of a run, when all runs have told what is reachable.
 
     Args:
         run: The run.
         truth: Of the suite; it should know of all runs.
+        at_home: What each expert scores on its own task's test examples.
         paper: The paper's protocol with 2p evaluations, to take the win rate against.
     """
     suite = truth.suite
-    experts = np.eye(suite.task_vectors.num_tasks, dtype=np.float32)
-    at_home = np.diagonal(np.asarray(suite.test(experts, progress=False)))
     together = np.concatenate([run.scores, run.validation])
     equal = int(np.argmax(run.predicted.mean(axis=1)))
     picks = np.argmax(truth.preferences @ run.predicted.T, axis=1)
@@ -154,14 +152,11 @@ def judge(run: Record, truth: Truth, paper: Record | None) -> dict[str, Any]:
     if np.isfinite(run.std).all():
         error = np.abs(run.validation - run.predicted)
         figures["coverage"] = 100 * float(np.mean(error <= 1.645 * run.std))
-        figures["error_on_front"] = 100 * float(np.mean(error))
     if np.isfinite(run.guess).all():
         scores = truth(design_points(truth))
         residual = np.sum((scores - run.guess) ** 2, axis=0)
         r2 = 1 - residual / np.sum((scores - scores.mean(axis=0)) ** 2, axis=0)
         figures["least_r2"] = float(r2.min())
-    counts = [k for k in EVALUATED_BY if k <= len(run.scores)]
-    figures["regret_evaluated_by"] = {k: truth.regret(run.scores[:k]) for k in counts}
     return figures
 
 

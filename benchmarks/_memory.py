@@ -11,7 +11,8 @@ def watch_peak() -> Callable[[], int]:
     """Forget the peak of memory so far.
 
     Returns:
-        A function that gives by how many bytes the process has grown since then, at most.
+        A function that gives by how many bytes the process has grown since then, at most;
+        zero where the system does not say.
     """
     # Where this is not allowed, the peak is that of the whole life of the process.
     with contextlib.suppress(OSError):
@@ -21,5 +22,7 @@ def watch_peak() -> Callable[[], int]:
 
 
 def _status(name: str) -> int:
+    if not (_PROCESS / "status").exists():
+        return 0
     lines = (_PROCESS / "status").read_text().splitlines()
     return 1024 * int(next(x for x in lines if x.startswith(name)).split()[1])

@@ -10,9 +10,8 @@ import numpy as np
 from benchmarks.methods import METHODS
 from mapjax.plot._figure import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure
 
-_COLORS = (BLUE, ORANGE, GREEN, PURPLE, BLACK, "#56B4E9", "#D55E00", "#8C6D31")
+_COLORS = (BLUE, ORANGE, GREEN, PURPLE, BLACK, "#56B4E9", "#D55E00", "#8C6D31", "#44AA99")
 _DASHES = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
-_OPPONENTS = 5
 _PANELS = (
     ("hypervolume_evaluated", "hypervolume of what was evaluated, %", "linear"),
     ("regret", "regret of the pick, points", "log"),
@@ -21,24 +20,18 @@ _PANELS = (
 
 def by_evaluations(suite: str, figures: dict[str, Any], path: Path) -> None:
     """Draw what every number of evaluations bought: ours, and the best opponents."""
-    figure = new_figure(9.2, 3.8)
+    figure, shown = new_figure(10.5, 3.8), {}
     runs = {m: figures["methods"][m] for m in METHODS if m in figures["methods"]}
+    ours = [m for m in runs if METHODS[m].is_ours]
+    theirs = sorted({*runs} - {*ours}, key=lambda m: -_last(runs[m], _PANELS[0][0]))
+    styles: dict[str, dict[str, Any]] = {
+        m: {"color": c, "marker": "o", "ms": 3.5}
+        for m, c in zip(ours, _COLORS, strict=False)
+    } | {
+        m: {"color": GREY, "linestyle": d, "marker": ".", "ms": 4}
+        for m, d in zip(theirs, _DASHES, strict=False)
+    }
     for ax, (measure, label, scale) in zip(figure.subplots(1, 2), _PANELS, strict=True):
-        ours = [m for m in runs if METHODS[m].is_ours]
-        sign = 1 if scale == "linear" else -1
-        theirs = sorted(
-            (m for m in runs if not METHODS[m].is_ours),
-            key=lambda m: (
-                -sign * max(runs[m].items(), key=lambda x: int(x[0]))[1][measure]["median"]
-            ),
-        )[:_OPPONENTS]
-        styles: dict[str, dict[str, Any]] = {
-            m: {"color": c, "marker": "o", "ms": 3.5}
-            for m, c in zip(ours, _COLORS, strict=False)
-        } | {
-            m: {"color": GREY, "linestyle": d, "marker": ".", "ms": 4}
-            for m, d in zip(theirs, _DASHES, strict=False)
-        }
         for method, style in styles.items():
             by_budget = sorted(runs[method].items(), key=lambda x: int(x[0]))
             x = [int(budget) for budget, _ in by_budget]
@@ -51,8 +44,11 @@ def by_evaluations(suite: str, figures: dict[str, Any], path: Path) -> None:
         ax.set_xlabel("evaluations")
         ax.set_ylabel(label)
         ax.set_yscale(scale)
-        ax.legend(fontsize=6.5, frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
+        shown |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(
+        shown.values(), shown, loc="outside right upper", fontsize=7, frameon=False
+    )
     figure.suptitle(suite, fontsize=10)
     _save(figure, path)
 
@@ -81,6 +77,11 @@ def curves(named: Iterable[dict[str, Any]], path: Path) -> None:
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     _save(figure, path)
+
+
+def _last(runs: dict[str, Any], measure: str) -> float:
+    """Take the median after the most evaluations."""
+    return runs[max(runs, key=int)][measure]["median"]
 
 
 def _save(figure: Any, path: Path) -> None:

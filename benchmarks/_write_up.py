@@ -17,12 +17,13 @@ drivers of mapjax. With N + 1 evaluations (the base and the experts) all direct 
 the same points; 2p is (N + 1)(N + 2).
 
 - *hypervolume*: percent of the box from zero to the best known of every task that is \
-dominated by what was evaluated and by up to some 100 more points of the proposed front, \
-each really evaluated; *of evaluated*: by what was evaluated alone.
+dominated by what was evaluated and by the *points* of the proposed front that were judged, \
+each really evaluated for this, on top of the budget; methods without a surrogate propose \
+only what they have evaluated. *of evaluated*: by what was evaluated alone.
 - *IGD+*: how far the same points stay behind the best front known (all methods and the pool \
 of direct evaluations), in percent of each task's best.
 - *regret*: what a preference loses against the best merge known, in points of the metric, \
-on average over 200 preferences: for the merge that the method would pick by its own \
+on average over 200 preferences: for the judged point that the method would pick by its own \
 prediction; *of evaluated*: for the best that it has evaluated.
 - *win rate*: share of pairs with a point of the paper's protocol at 2p that are won, per \
 task, in percent.
@@ -31,17 +32,32 @@ preference, in percent. *gap*: validation less test score of the picks, in point
 out*: mean score of the pick at equal preference on two tasks that no model has seen.
 - *least R2*: of the surrogate, the worst task, on 128 fresh merges of the default design. \
 *coverage*: true scores within the 90 % band, in percent.
-- *seconds*: the whole run, compiling and evaluating included. *MB*: by how much the process \
-grew.
+- *evaluations*: of merges on all validation examples; *examples*: these times the examples. \
+What else a method reads its settings say: inputs of training examples (RegMean, Fisher, \
+ReACT, and drivers on their rules), or steps of gradients (AdaMerging).
+- *seconds*: the whole run, evaluations and compiling included. The first method of a process \
+pays for what those after it share. *MB*: by how much the process grew.
+
+`map_front_react` is a driver of mapjax on a rule of the benchmarks: ReACT's is not part of \
+mapjax.
 """
 
 
 def front_tables(name: str, figures: dict[str, Any]) -> str:
     """Write the tables of one suite."""
+    measured = figures["methods"]
+    left = [
+        m.replace("_", " ")
+        for m, method in METHODS.items()
+        if m not in measured and (not method.only or name in method.only)
+    ]
     parts = [
         f"## {name}",
         f"{figures['experts']} experts, seeds {', '.join(map(str, figures['seeds']))}; "
-        f"best of some {figures['pool']['median']:,.0f} merges known.",
+        f"best of some {figures['pool']['median']:,.0f} distinct scores known. Regret of the "
+        f"base alone {_front_tables.cell(figures['regret_of_base'], 2)}, of the base and the "
+        f"experts {_front_tables.cell(figures['regret_of_base_and_experts'], 2)}."
+        + (f" Not measured yet: {', '.join(left)}." if left else ""),
     ]
     for budget, table in _front_tables.tables(figures):
         parts += [f"### {name}, {budget} evaluations", table]
@@ -64,10 +80,7 @@ def write(folder: Path) -> Iterator[Path]:
         if name.startswith(_FRONTS)
     }
     parts = ["# What was measured", _machines(results), "# Fronts", _MEASURES]
-    losses = [
-        line for suite, one in fronts.items() for line in _front_tables.lost(suite, one)
-    ]
-    parts += ["## Where mapjax is not the best", _listed(losses) or "Nowhere."]
+    parts += ["## Where mapjax is not the best", _losses(fronts)]
     for suite, figures in fronts.items():
         picture = folder / f"{_FRONTS}{suite}.svg"
         _pictures.by_evaluations(suite, figures, picture)

@@ -206,6 +206,7 @@ def test_eight_tasks_of_eight_coefficients(acquisition):
     assert [r["num_evaluations"] for r in solution.stats["rounds"]] == [10, 12]
 
 
+@pytest.mark.slow
 def test_an_evaluator_brings_its_outputs():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(100, 6)).astype(np.float32)

@@ -124,14 +124,13 @@ def test_a_record_has_the_true_scores_and_comes_back_from_disk(truth, proposing,
 def test_figures_of_a_run_are_those_of_numpy(truth, proposing):
     run = _measures.record(truth, "propose", 7)
     paper = run._replace(validation=run.validation - 1)
-    figures = _measures.judge(run, truth, paper)
-    equal = run.predicted.mean(axis=1).argmax()
     at_home = np.diagonal(np.asarray(truth.suite.test(np.eye(N))))
+    figures = _measures.judge(run, truth, at_home, paper)
+    equal = run.predicted.mean(axis=1).argmax()
     expected = {
         "evaluations": 7,
         "examples": 7 * N * 40,
         "coverage": 100.0,  # off by 0.1 everywhere, and 0.2 * 1.645 is more
-        "error_on_front": 10.0,
         "win_rate": 100.0,
         "held_out": 100 * run.held_out[equal].mean(),
         "normalized_average": 100 * np.mean(run.test[equal] / at_home),
@@ -206,7 +205,9 @@ def made_up(ours, theirs):
         "map_front": {"9": {"hypervolume": ours, "regret": spread(1, 1, 1)}},
         "direct_sobol": {"9": {"hypervolume": theirs, "regret": spread(2, 2, 2)}},
     }
-    return {"methods": runs, "experts": 8, "seeds": [0, 1], "pool": spread(50, 50, 50)}
+    rest = {name: spread(50, 50, 50) for name in ("pool", "regret_of_base")}
+    rest["regret_of_base_and_experts"] = spread(9, 9, 9)
+    return {"methods": runs, "experts": 8, "seeds": [0, 1], **rest}
 
 
 def test_the_report_says_where_another_method_is_ahead():

@@ -155,13 +155,13 @@ def test_an_evaluator_brings_its_names_directions_and_links():
     assert set(solution.references()) == {"base", "a", "b", "c", "uniform"}
 
 
+@pytest.mark.slow
 def test_linear_outputs_are_predicted_from_the_base_and_the_experts():
     evaluator = three_linear_tasks()
     exact = mj.surrogate.Outputs(degree=1, ridge=1e-5)
     solution = mj.map_front(evaluator, budget=4, surrogate=exact, **LIGHT)
     assert solution.stats["num_evaluations"] == 4
     assert solution.stats["surrogate"] == "OutputSurrogate"
-    # Linear logits are predicted but for the penalty, which turns a decision or two of 200.
     truth = np.asarray(evaluator(solution.front.coefficients))
     np.testing.assert_allclose(solution.front.scores, truth, atol=0.011)
     assert solution.front.std is not None

@@ -216,6 +216,7 @@ def merged(suite, coefficients):
     )
 
 
+@pytest.mark.slow
 def test_heads_stay_with_their_tasks_whatever_is_merged(loaded):
     assert loaded.names == tuple(CLASSES) == loaded.task_vectors.names
     assert loaded.held_out.task_names == ("figlet_symbols", "animals_turned")
@@ -236,6 +237,7 @@ def test_heads_stay_with_their_tasks_whatever_is_merged(loaded):
             np.testing.assert_allclose(scores[row, column], right, atol=0.051)
 
 
+@pytest.mark.slow
 def test_experts_learn_their_own_task(loaded):
     for task, own in zip(loaded.train.tasks, np.eye(3), strict=True):
         losses = [
@@ -250,6 +252,7 @@ def test_experts_learn_their_own_task(loaded):
         assert task.num_examples == 60
 
 
+@pytest.mark.slow
 def test_new_tasks_are_fitted_as_scikit_learns_ridge_does(loaded):
     c = np.array([[0.3, 0.5, 0.2]], np.float32)
     params = merged(loaded, c[0])
@@ -262,6 +265,7 @@ def test_new_tasks_are_fitted_as_scikit_learns_ridge_does(loaded):
         np.testing.assert_allclose(outputs[task.name][0], truth, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_turned_animals_are_turned_by_a_quarter(loaded):
     plain = loaded.test.tasks[loaded.names.index("animals")]
     turned = loaded.held_out.tasks[1]
@@ -270,6 +274,7 @@ def test_turned_animals_are_turned_by_a_quarter(loaded):
     np.testing.assert_array_equal(plain.targets, turned.targets)
 
 
+@pytest.mark.slow
 def test_the_pool_of_a_task_never_reaches_into_the_next(loaded):
     numbers = np.repeat(np.arange(3, dtype=np.int32), 60)
     inputs = jnp.asarray(numbers[:, None] * np.ones((1, 784), np.float32))

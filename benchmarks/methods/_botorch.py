@@ -11,7 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.methods._direct import sobol_points
-from benchmarks.methods._found import Found, base_and_experts, best_of
+from benchmarks.methods._found import (
+    Found,
+    NotInstalledError,
+    base_and_experts,
+    best_of,
+)
 from benchmarks.suites import Suite
 
 VARIABLE = "MAPJAX_BOTORCH"
@@ -28,7 +33,7 @@ def botorch_qnehvi(suite: Suite, budget: int) -> Found:
     The first 2N + 2 points are the base, the experts and Sobol points.
 
     Raises:
-        ImportError: If `MAPJAX_BOTORCH` names no environment with botorch.
+        NotInstalledError: If `MAPJAX_BOTORCH` names no environment with botorch.
         RuntimeError: If botorch fails.
 
     References:
@@ -56,12 +61,12 @@ def server() -> Iterator[Propose]:
     """Start the environment's Python, and end it afterwards.
 
     Raises:
-        ImportError: If the variable names no Python.
+        NotInstalledError: If the variable names no Python.
         RuntimeError: If the script in it fails.
     """
     python = os.environ.get(VARIABLE)
     if not python:
-        raise ImportError(
+        raise NotInstalledError(
             f"botorch has an environment of its own, and {VARIABLE} must name its Python: "
             "python -m venv ENV && ENV/bin/pip install botorch && "
             f"export {VARIABLE}=ENV/bin/python"

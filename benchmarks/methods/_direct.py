@@ -106,12 +106,18 @@ def rewarded_soups(suite: Suite, budget: int) -> Found:
     return _evaluated(suite, points, budget)
 
 
-def direct_mixed(suite: Suite, budget: int) -> Found:
-    """Evaluate points of the scaled simplex and of boxes of many sizes, half of each."""
+def direct_mixed(suite: Suite, budget: int, *, rule: mj.TaskVectors | None = None) -> Found:
+    """Evaluate points of the scaled simplex and of boxes of many sizes, half of each.
+
+    Args:
+        suite: The problem.
+        budget: Of evaluations.
+        rule: Other task vectors in place of the suite's.
+    """
     n, rng = suite.task_vectors.num_tasks, np.random.default_rng(suite.seed)
     boxes = sobol_points(budget, n, suite.seed) * rng.random((budget, 1))
     rays = _rays(budget, n, rng)
-    return _evaluated(suite, np.stack([rays, boxes], axis=1).reshape(-1, n), budget)
+    return _evaluated(suite, np.stack([rays, boxes], axis=1).reshape(-1, n), budget, rule)
 
 
 def sobol_points(count: int, num_coefficients: int, seed: int) -> np.ndarray:
@@ -126,6 +132,11 @@ def _rays(count: int, num_coefficients: int, rng: np.random.Generator) -> np.nda
     return np.minimum(points * rng.uniform(0, 1.5, (count, 1)), 1)
 
 
-def _evaluated(suite: Suite, points: np.ndarray, budget: int) -> Found:
+def _evaluated(
+    suite: Suite, points: np.ndarray, budget: int, rule: mj.TaskVectors | None = None
+) -> Found:
     points = np.concatenate([base_and_experts(points.shape[1]), points])[:budget]
-    return best_of(points, np.asarray(suite.validation(points, progress=False), float))
+    evaluator = suite.validation
+    if rule is not None:
+        evaluator = mj.Evaluator(rule, suite.validation.tasks)
+    return best_of(points, np.asarray(evaluator(points, progress=False), float), rule)

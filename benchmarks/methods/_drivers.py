@@ -54,12 +54,17 @@ def on_regmean(suite: Suite, budget: int) -> Found:
 
     It reads inputs of training examples, up to 500 for each task, and no labels.
     """
-    return with_driver(suite, budget, rule=mj.transforms.regmean(*with_grams(suite)))
+    return with_driver(suite, budget, rule=regmean(suite))
 
 
 def on_regmean_mean(suite: Suite, budget: int) -> Found:
     """Run `map_front` on the weights of `rules.regmean_mean`, which reads the same."""
     return with_driver(suite, budget, rule=mj.rules.regmean_mean(*with_grams(suite)))
+
+
+def regmean(suite: Suite) -> mj.TaskVectors:
+    """Make the vectors of RegMean."""
+    return mj.transforms.regmean(*with_grams(suite))
 
 
 def with_grams(suite: Suite, most: int = 500) -> tuple[mj.TaskVectors, list[Any]]:

@@ -8,6 +8,10 @@ import numpy as np
 import mapjax as mj
 
 
+class NotInstalledError(ImportError):
+    """An opponent's library is not here; the error says how to get it."""
+
+
 class Found(NamedTuple):
     """What a method evaluated, and the front that it proposes.
 

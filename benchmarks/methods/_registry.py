@@ -92,6 +92,13 @@ METHODS: dict[str, Method] = {
     ),
     "direct_sobol": Method(_direct.direct_sobol, "scrambled, unit box"),
     "direct_mixed": Method(_direct.direct_mixed, "simplex and boxes of many sizes"),
+    "direct_mixed_regmean": Method(
+        lambda suite, budget: _direct.direct_mixed(
+            suite, budget, rule=_drivers.regmean(suite)
+        ),
+        "as `direct_mixed`, on the vectors that `map_front_regmean` has: what the vectors "
+        "do, and what the search",
+    ),
     "rewarded_soups": Method(_direct.rewarded_soups, "uniform on the simplex"),
     "botorch_qnehvi": Method(
         botorch_qnehvi,
