@@ -78,29 +78,17 @@ def compare(
                     )
                     print(troubles[-1], file=sys.stderr)
                 advance(1)
-        found.append(_figures(truth, place))
+        found.append(_judge_all(truth, place))
     # A median of other seeds than the rest could not be compared with it.
-    whole = [
-        {
-            (method, budget)
-            for method, by_budget in one["methods"].items()
-            for budget in by_budget
-        }
-        for one in found
-    ]
-    for one in found:
-        one["methods"] = {
-            method: kept
-            for method, by_budget in one["methods"].items()
-            if (
-                kept := {
-                    budget: figures
-                    for budget, figures in by_budget.items()
-                    if all((method, budget) in pairs for pairs in whole)
-                }
-            )
-        }
-    return {"seeds": list(seeds), "experts": n, **summarise(found)}, troubles
+    common = set.intersection(*({*runs} for runs, _ in found))
+    figures = summarise([rest for _, rest in found])
+    by_method: dict[str, dict[str, Any]] = {}
+    for key in sorted(common):
+        method, budget = key
+        by_seed = [runs[key] for runs, _ in found]
+        by_method.setdefault(method, {})[str(budget)] = summarise(by_seed)
+    figures |= {"seeds": list(seeds), "experts": n, "methods": by_method}
+    return figures, troubles
 
 
 def budgets_for(method: str, budgets: Sequence[str | int], n: int) -> list[int]:
@@ -111,8 +99,14 @@ def budgets_for(method: str, budgets: Sequence[str | int], n: int) -> list[int]:
     return sorted({words[b] if b in words else int(b) for b in budgets})
 
 
-def _figures(truth: Truth, place: Path) -> dict[str, Any]:
-    """Judge all runs in a folder, by what they and the pool found together."""
+def _judge_all(
+    truth: Truth, place: Path
+) -> tuple[dict[Key, dict[str, Any]], dict[str, Any]]:
+    """Judge all runs in a folder, by what they and the pool found together.
+
+    Returns:
+        The figures of each run, and those of the suite.
+    """
     runs: dict[Key, Record] = {}
     for path in sorted(place.glob("*.npz")):
         method, _, budget = path.stem.rpartition("-")
@@ -130,11 +124,8 @@ def _figures(truth: Truth, place: Path) -> dict[str, Any]:
     experts = np.eye(n, dtype=np.float32)
     at_home = np.diagonal(np.asarray(truth.suite.test(experts, progress=False)))
     paper = runs.get(("paper_protocol", (n + 1) * (n + 2)))
-    methods: dict[str, Any] = {}
-    for (method, budget), run in runs.items():
-        methods.setdefault(method, {})[str(budget)] = judge(run, truth, at_home, paper)
-    return {
-        "methods": methods,
+    judged = {key: judge(run, truth, at_home, paper) for key, run in runs.items()}
+    return judged, {
         "pool": len(np.unique(truth.scores(), axis=0)),
         "regret_of_base": truth.regret(start[:1]),
         "regret_of_base_and_experts": truth.regret(start),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from benchmarks._markdown import markdown_table
 from benchmarks.methods import METHODS
 
 
@@ -64,24 +65,22 @@ def tables(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for budget in budgets(figures):
         rows = _rows(figures, budget)
         columns = [c for c in COLUMNS if any(c.name in row for row in rows.values())]
-        best = {c.name: _best(rows, c) for c in columns if c.sign}
-        shown = {
-            name: f"{rows[m][name]['median']:,.{c.digits}f}"
+        best = {
+            c.name: f"{rows[method][c.name]['median']:,.{c.digits}f}"
             for c in columns
-            if (m := best.get(name := c.name))
+            if c.sign and (method := _best(rows, c))
         }
-        lines = [
-            "| method | " + " | ".join(c.title for c in columns) + " |",
-            "|---|" + "---|" * len(columns),
-        ]
+        table = []
         for method, row in rows.items():
-            cells = [cell(row.get(c.name), c.digits) for c in columns]
-            for i, c in enumerate(columns):
-                if c.name in row and cells[i].split(" ")[0] == shown.get(c.name):
-                    cells[i] = f"**{cells[i]}**"
             name = f"`{method}`" if METHODS[method].is_ours else method.replace("_", " ")
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        yield budget, "\n".join(lines)
+            cells = [cell(row.get(c.name), c.digits) for c in columns]
+            # All that look the same in the table are bold, not the first of them alone.
+            bold = [
+                f"**{text}**" if text and text.split(" ")[0] == best.get(c.name) else text
+                for text, c in zip(cells, columns, strict=True)
+            ]
+            table.append([name, *bold])
+        yield budget, markdown_table(["method", *(c.title for c in columns)], table)
 
 
 def lost(suite: str, figures: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ import mapjax as mj
 from benchmarks._memory import watch_peak
 from benchmarks._truth import Truth
 from benchmarks.methods import METHODS
+from benchmarks.suites import with_rule
 from mapjax import io, pareto
 from mapjax.design import make_design
 
@@ -80,8 +81,7 @@ def record(truth: Truth, method: str, budget: int, *, verify: int = 100) -> Reco
     kept = found.coefficients[shown]
 
     def on(evaluator: mj.Evaluator) -> np.ndarray:
-        rule = suite.task_vectors if found.rule is None else found.rule
-        evaluator = mj.Evaluator(rule, evaluator.tasks, num_coefficients=kept.shape[1])
+        evaluator = with_rule(evaluator, found.rule, kept.shape[1])
         return np.asarray(evaluator(kept, progress=False), float)
 
     guess = np.full((1, len(suite.names)), np.nan)

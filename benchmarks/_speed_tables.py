@@ -1,27 +1,12 @@
 """The figures of the benchmarks of speed and of merge rules as Markdown."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks._front_tables import cell
+from benchmarks._markdown import markdown_table
 
 Figures = dict[str, Any]
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Write a table; numbers get three significant digits."""
-    lines = [_row(head), "|" + "---|" * len(head)]
-    return "\n".join(lines + [_row(row) for row in rows])
-
-
-def _row(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(_text(c) for c in cells) + " |"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
 
 
 def search(figures: Figures) -> str:

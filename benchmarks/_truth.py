@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
-import mapjax as mj
 from benchmarks import methods
 from benchmarks.methods import Found
-from benchmarks.suites import CACHE, Suite
+from benchmarks.suites import CACHE, Suite, with_rule
 from mapjax import io, pareto
 from mapjax._sizes import room_for
 
@@ -54,8 +53,7 @@ class Truth:
             rule: What they go into; None stands for the suite's task vectors.
         """
         if rule is not None:
-            tasks, width = self.suite.validation.tasks, coefficients.shape[1]
-            evaluator = mj.Evaluator(rule, tasks, num_coefficients=width)
+            evaluator = with_rule(self.suite.validation, rule, coefficients.shape[1])
             return np.asarray(evaluator(coefficients, progress=False), float)
         c = np.asarray(coefficients, np.float32)
         # A row that comes twice is evaluated once.

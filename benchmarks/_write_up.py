@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import _front_tables, _pictures, _speed_tables
+from benchmarks._markdown import listed, markdown_table
 from benchmarks._reasons import REASONS
 from benchmarks.methods import METHODS, NOT_RUN
 
@@ -88,7 +89,7 @@ def write(folder: Path) -> Iterator[Path]:
         parts += [front_tables(suite, figures), f"![{suite}]({picture.name})"]
     settings = [f"{name.replace('_', ' ')}: {m.settings}." for name, m in METHODS.items()]
     missing = [f"{name.replace('_', ' ')}: {why}" for name, why in NOT_RUN.items()]
-    parts += ["## Settings", _listed(settings), "## Not run", _listed(missing)]
+    parts += ["## Settings", listed(settings), "## Not run", listed(missing)]
     parts.append("# Speed and size")
     for name, one in results.items():
         if name in _speed_tables.SECTIONS:
@@ -110,23 +111,21 @@ def _losses(fronts: dict[str, Any]) -> str:
         for method, line in _front_tables.lost(suite, figures):
             found.setdefault(method, []).append(line)
     parts = [
-        f"**{method.replace('_', ' ')}.** {REASONS.get(method, '')}\n\n{_listed(lines)}"
+        f"**{method.replace('_', ' ')}.** {REASONS.get(method, '')}\n\n{listed(lines)}"
         for method, lines in found.items()
     ]
     return "\n\n".join(parts) or "Nowhere."
 
 
 def _machines(results: dict[str, Any]) -> str:
-    lines = ["| figures | date | device | python | versions |", "|---|---|---|---|---|"]
-    for name, one in results.items():
-        versions = ", ".join(f"{p} {v}" for p, v in one["versions"].items())
-        machine = one["machine"]
-        device = f"{machine['device']} ({machine['processor']})"
-        lines.append(
-            f"| {name} | {one['date']} | {device} | {machine['python']} | {versions} |"
+    rows = [
+        (
+            name,
+            one["date"],
+            "{device} ({processor})".format(**one["machine"]),
+            one["machine"]["python"],
+            ", ".join(f"{package} {v}" for package, v in one["versions"].items()),
         )
-    return "\n".join(lines)
-
-
-def _listed(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+        for name, one in results.items()
+    ]
+    return markdown_table(("figures", "date", "device", "python", "versions"), rows)

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 import mapjax as mj
 from benchmarks.methods._drivers import with_grams
 from benchmarks.methods._found import Found, best_of
-from benchmarks.suites import Suite
+from benchmarks.suites import Suite, with_rule
 from mapjax import rules, transforms
 
 
@@ -20,7 +20,7 @@ def by_preference(
     """Evaluate what a rule makes of preferences: of each task, of all, and random ones."""
     points = preferences(budget, suite.task_vectors.num_tasks, suite.seed)
     made = rule(suite)
-    evaluator = mj.Evaluator(made, suite.validation.tasks)
+    evaluator = with_rule(suite.validation, made)
     return best_of(points, np.asarray(evaluator(points, progress=False), float), made)
 
 

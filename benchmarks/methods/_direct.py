@@ -15,7 +15,7 @@ from scipy.stats import qmc
 
 import mapjax as mj
 from benchmarks.methods._found import Found, base_and_experts, best_of
-from benchmarks.suites import Suite
+from benchmarks.suites import Suite, with_rule
 
 Evaluate = Callable[[np.ndarray], Any]
 Start = Callable[[np.ndarray, np.ndarray], Any]
@@ -136,7 +136,5 @@ def _evaluated(
     suite: Suite, points: np.ndarray, budget: int, rule: mj.TaskVectors | None = None
 ) -> Found:
     points = np.concatenate([base_and_experts(points.shape[1]), points])[:budget]
-    evaluator = suite.validation
-    if rule is not None:
-        evaluator = mj.Evaluator(rule, suite.validation.tasks)
+    evaluator = with_rule(suite.validation, rule)
     return best_of(points, np.asarray(evaluator(points, progress=False), float), rule)

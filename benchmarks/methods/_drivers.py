@@ -9,7 +9,7 @@ import numpy as np
 
 import mapjax as mj
 from benchmarks.methods._found import Found
-from benchmarks.suites import Suite
+from benchmarks.suites import Suite, with_rule
 
 
 def with_driver(
@@ -29,9 +29,7 @@ def with_driver(
         rule: Task vectors or a merge rule in place of the suite's task vectors.
         **options: Of the driver.
     """
-    evaluator = suite.validation
-    if rule is not None:
-        evaluator = mj.Evaluator(rule, suite.validation.tasks)
+    evaluator = with_rule(suite.validation, rule)
     key = jax.random.key(suite.seed)
     with warnings.catch_warnings():
         # Few samples are what is measured.

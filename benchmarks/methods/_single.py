@@ -7,7 +7,7 @@ import numpy as np
 
 import mapjax as mj
 from benchmarks.methods._found import Found
-from benchmarks.suites import Suite
+from benchmarks.suites import Suite, with_rule
 from mapjax import transforms
 
 
@@ -30,9 +30,7 @@ def at_one_scale(
         All scales as `evaluated`, and one point as the front.
     """
     rule = transform and transform(suite.task_vectors, suite.seed)
-    evaluator = suite.validation
-    if rule is not None:
-        evaluator = mj.Evaluator(rule, suite.validation.tasks)
+    evaluator = with_rule(suite.validation, rule)
     default, *others = scales
     count = min(budget - 1, len(others))
     spread = np.linspace(0, len(others) - 1, count).round().astype(int)

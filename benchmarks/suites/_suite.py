@@ -1,13 +1,28 @@
 """What a suite is: models, and examples to choose and to judge merges by."""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
 
 import mapjax as mj
+
+
+def with_rule(
+    evaluator: mj.Evaluator, rule: Any, num_coefficients: int | None = None
+) -> mj.Evaluator:
+    """Score the same tasks, merged by another rule; None leaves the evaluator as it is.
+
+    Args:
+        evaluator: Of a suite.
+        rule: Task vectors or a function `coefficients -> parameters`.
+        num_coefficients: How many a function takes that does not say so itself.
+    """
+    if rule is None:
+        return evaluator
+    return mj.Evaluator(rule, evaluator.tasks, num_coefficients=num_coefficients)
 
 
 class Suite(NamedTuple):
