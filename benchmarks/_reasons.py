@@ -3,9 +3,8 @@
 _BY_PREFERENCE = (
     "Its coefficients are the preference, which is nearly the best choice for it, so that "
     "every evaluation is a point of its front and a pick needs no prediction. `map_front` on "
-    "the same rule spends evaluations on the base and the experts, and picks by a prediction "
-    "that is off by some tenths of a point. Starting the search at the preferences would "
-    "close the gap; it is not done."
+    "the same rule starts from the same mixtures, and picks by a prediction that is off by "
+    "some tenths of a point while it has seen few of them."
 )
 _ONE_POINT = (
     "Its front is one point near the base that beats the paper's protocol everywhere; ours "

@@ -38,9 +38,6 @@ What else a method reads its settings say: inputs of training examples (RegMean,
 ReACT, and drivers on their rules), or steps of gradients (AdaMerging).
 - *seconds*: the whole run, evaluations and compiling included. The first method of a process \
 pays for what those after it share. *MB*: by how much the process grew.
-
-`map_front_react` is a driver of mapjax on a rule of the benchmarks: ReACT's is not part of \
-mapjax.
 """
 
 

@@ -6,32 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from mapjax.evaluation import Evaluator
 from mapjax.surrogate import Outputs
 
 _OUTPUTS_SHARE = 0.25
-
-
-def read_box(bounds: tuple[Any, Any], num_coefficients: int) -> tuple[Array, Array]:
-    """Return both ends of the box, one number per coefficient."""
-    try:
-        lower, upper = (
-            jnp.broadcast_to(jnp.asarray(b, jnp.zeros(()).dtype), (num_coefficients,))
-            for b in bounds
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`bounds` is {bounds}, but must be (lower, upper): two numbers, or two arrays "
-            f"of {num_coefficients}."
-        ) from error
-    if not bool(jnp.all(lower < upper)) or not bool(jnp.all(jnp.isfinite(upper - lower))):
-        raise ValueError(
-            f"`bounds` is {bounds}, but every lower bound must be below its upper bound, and "
-            "both finite."
-        )
-    return lower, upper
 
 
 def check_least(name: str, value: int | None, least: int) -> None:

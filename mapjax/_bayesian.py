@@ -35,10 +35,10 @@ def bayesian_front(
     batch_size: int | None = None,
     tolerance: float = 0.0,
     num_coefficients: int | None = None,
-    bounds: tuple[Any, Any] = (0.0, 1.0),
+    bounds: tuple[Any, Any] | str | None = None,
     directions: str | Sequence[str] | None = None,
     surrogate: Any = None,
-    design: str = "multiscale",
+    design: str | None = None,
     link: str | Sequence[str] | None = None,
     link_bounds: tuple[Any, Any] | None = None,
     ridge: float | str | None = "auto",
@@ -74,7 +74,7 @@ def bayesian_front(
             measured from the worst scores on the predicted front and among the best
             samples, and a tenth of the way beyond.
         num_coefficients: As for `map_front`, and so are all arguments below.
-        bounds: The box that is sampled and searched.
+        bounds: The box that is sampled and searched, or "simplex"; by default the rule's.
         directions: "maximize" or "minimize", for all tasks or for each.
         surrogate: "outputs", "quadratic" or `surrogate.Outputs`.
         design: Where to sample at first; a name from `mapjax.design`.
@@ -142,7 +142,7 @@ def bayesian_front(
         save_to=save_to,
         throw=throw,
         progress=progress,
-        plan=("bayesian_front", acquisition, batch_size, tolerance, design),
+        plan=("bayesian_front", acquisition, batch_size, tolerance, design or "multiscale"),
     )
     budget = run.num_left
     design_key, key = jax.random.split(key)
@@ -150,7 +150,8 @@ def bayesian_front(
     first = min(budget, run.num_start + (not isinstance(run.family, Outputs)))
     size = batch_size or max(1, math.ceil((budget - first) / _MOST_ROUNDS))
     size = min(size, _NUM_CANDIDATES)
-    shape: dict[str, Any] = dict(bounds=run.box, num_experts=run.num_experts)
+    shape: dict[str, Any] = dict(bounds=run.domain.bounds, num_experts=run.num_experts)
+    design = design or run.domain.design
     start = make_design(design, first, run.num_coefficients, key=design_key, **shape)
     with run.keeping_samples():
         run.evaluate(start)
@@ -203,7 +204,7 @@ def _propose(
         reference=reference,
         ideal=ideal,
         count=count,
-        allowed=run.is_new(candidates),
+        allowed=run.domain.is_new(candidates, samples.coefficients),
         key=ray_key,
     )
     gains = np.asarray(found.gain) / max(float(found.hypervolume), _SMALLEST)
@@ -222,16 +223,16 @@ def _near_front(run: Run, design: str, key: PRNGKey) -> np.ndarray:
     near = front[: 3 * _NUM_CANDIDATES // 8]
     step = _LEAST_STEP * 10 ** rng.random((len(near), 1)) * rng.normal(size=near.shape)
     near = np.clip(near + step * (upper - lower), lower, upper)
-    # The base, the experts and the uniform merge come first in every design.
-    first = run.num_start + 1
+    near = np.asarray(run.domain.place(near))
+    # What comes first in every design is known.
     fresh = make_design(
         design,
-        first + _NUM_CANDIDATES // 8,
+        run.num_start + 1 + _NUM_CANDIDATES // 8,
         run.num_coefficients,
-        bounds=run.box,
+        bounds=run.domain.bounds,
         num_experts=run.num_experts,
         key=design_key,
-    )[first:]
+    )[-(_NUM_CANDIDATES // 8) :]
     return np.concatenate([front, near, np.asarray(fresh)]).astype(front.dtype)
 
 
@@ -252,7 +253,7 @@ def _from_cells(run: Run, count: int, key: PRNGKey) -> np.ndarray:
     width = np.nanmax(scores, axis=0) - np.nanmin(scores, axis=0)
     losses = np.mean((error / np.where(width > 0, width, 1)) ** 2, axis=1)
     chosen = lower + search.propose_cells(unit, losses, count, key=key) * (upper - lower)
-    return chosen.astype(lower.dtype)
+    return np.asarray(run.domain.place(chosen.astype(lower.dtype)))
 
 
 def _corners(run: Run, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,12 +23,12 @@ def map_front(
     budget: int,
     key: Any,
     num_coefficients: int | None = None,
-    bounds: tuple[Any, Any] = (0.0, 1.0),
+    bounds: tuple[Any, Any] | str | None = None,
     directions: str | Sequence[str] | None = None,
     surrogate: Any = None,
     rounds: int | None = None,
     tolerance: float = 0.0,
-    design: str = "multiscale",
+    design: str | None = None,
     link: str | Sequence[str] | None = None,
     link_bounds: tuple[Any, Any] | None = None,
     ridge: float | str | None = "auto",
@@ -56,7 +56,9 @@ def map_front(
         key: A typed key. The same key gives the same solution.
         num_coefficients: How many coefficients a function takes; an `Evaluator` knows.
         bounds: The box that is sampled and searched: two numbers, or two arrays
-            `[coefficients]`.
+            `[coefficients]`; or "simplex", for mixtures of the experts, whose coefficients
+            are not negative and sum to one (in each group). By default the rule's own:
+            "simplex" for those of `mapjax.rules`, and else from 0 to 1.
         directions: "maximize" or "minimize", for all tasks or for each. An `Evaluator`
             knows; for a function the default is to maximise.
         surrogate: "outputs", to predict the outputs of every example and score them by
@@ -72,8 +74,9 @@ def map_front(
         tolerance: Stop before the budget is spent once the front is predicted to be
             better than the best sample by less than this, in units of the scores and on
             average over preferences.
-        design: Where to sample at first; a name from `mapjax.design`. The base and the
-            experts come first, the uniform merge next.
+        design: Where to sample at first; a name from `mapjax.design`, by default
+            "multiscale", or on the simplex "dirichlet". The base and the experts come
+            first, the uniform merge next; on the simplex there is no base.
         link: "identity", "sigmoid" or "softplus", for all tasks or for each. By default
             what the metrics' bounds call for, and the identity for a function.
         link_bounds: The lowest and the highest possible score, each a number or one per
@@ -132,15 +135,15 @@ def map_front(
         save_to=save_to,
         throw=throw,
         progress=progress,
-        plan=("map_front", rounds, tolerance, design),
+        plan=("map_front", rounds, tolerance, design or "multiscale"),
     )
     batches = _batches(run, rounds)
     design_key, key = jax.random.split(key)
     first = make_design(
-        design,
+        design or run.domain.design,
         batches[0],
         run.num_coefficients,
-        bounds=run.box,
+        bounds=run.domain.bounds,
         num_experts=run.num_experts,
         key=design_key,
     )

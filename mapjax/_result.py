@@ -17,7 +17,7 @@ class RESULTS(eqx.Enumeration):
     )
     rank_deficient = (
         "The sampled coefficients do not determine the quadratic (its design matrix lacks "
-        "full column rank). Use another `design`, such as 'd_optimal'."
+        "full column rank). Use another `design`, or raise `budget`."
     )
     constant_metric = (
         "A task's score was the same for every sample, so the task cannot shape the "

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mapjax import pareto
-from mapjax._arguments import check_least, read_box, read_surrogate
+from mapjax._arguments import check_least, read_surrogate
+from mapjax._domain import read_domain
 from mapjax._keys import check_key, generator
 from mapjax._result import RESULTS, Front, Samples, judge
 from mapjax._solution import Solution, provenance
@@ -34,7 +35,6 @@ GRADIENT_COST = 3
 """How many evaluations a merge counts as that is differentiated too."""
 
 _MOST_INFLATION = 3.0
-_NEAREST = 1e-3
 
 
 class Run:
@@ -42,7 +42,7 @@ class Run:
 
     Attributes:
         recorder: What was evaluated so far.
-        box: Lower and upper ends of the coefficients.
+        domain: The coefficients that may be searched.
         family: `Outputs`, "quadratic" or "gradient".
         budget: How many evaluations may be made.
         fitted: The last surrogate, if any.
@@ -57,7 +57,7 @@ class Run:
         budget: int,
         key: Any,
         num_coefficients: int | None = None,
-        bounds: tuple[Any, Any] = (0.0, 1.0),
+        bounds: Any = None,
         directions: str | Sequence[str] | None = None,
         surrogate: Any = None,
         link: str | Sequence[str] | None = None,
@@ -84,21 +84,22 @@ class Run:
             link_bounds=link_bounds,
             ridge=ridge,
         )
-        self.box = read_box(bounds, problem.num_coefficients)
+        self.domain = read_domain(bounds, problem)
         check_key(key)
         check_least("num_points", num_points, 2)
         check_least("num_generations", num_generations, 1)
         self.family = read_surrogate(surrogate, evaluate, budget)
         by_outputs = isinstance(self.family, Outputs)
-        experts = problem.num_experts
-        if budget < (least := self.cost * (experts + 1)):
+        if budget < (least := self.cost * (problem.num_experts + 1)):
+            first = f"the {self.domain.first} and {problem.num_experts} experts"
             raise ValueError(
-                f"`budget` is {budget}, but the base and {experts} experts alone take {least} "
-                "evaluations. Pass at least that."
+                f"`budget` is {budget}, but {first} alone take {least} evaluations. Pass at "
+                "least that."
             )
         ends = [np.asarray(end).tolist() for end in self.box]
         options = (self.family, link, link_bounds, ridge, num_points, num_generations, plan)
-        words = repr((jax.random.key_data(key).tolist(), ends, budget, options))
+        kind = ("simplex",) * bool(self.domain.num_tied)
+        words = repr((jax.random.key_data(key).tolist(), ends, budget, options, *kind))
         self.recorder = Recorder(
             problem,
             save_to,
@@ -124,6 +125,16 @@ class Run:
         return self.recorder.problem.num_coefficients
 
     @property
+    def box(self) -> tuple[Any, Any]:
+        """Lower and upper ends of the coefficients."""
+        return self.domain.box
+
+    @property
+    def num_unknowns(self) -> int:
+        """How many numbers a quadratic of the scores has to learn."""
+        return num_unknowns(self.num_coefficients, self.low_rank, self.domain.num_tied)
+
+    @property
     def cost(self) -> int:
         """How many evaluations one merge counts as."""
         return GRADIENT_COST if self.family == "gradient" else 1
@@ -145,7 +156,7 @@ class Run:
 
     @property
     def num_start(self) -> int:
-        """How many merges the base and the experts are."""
+        """How many merges come first: the experts and the base, or the uniform mixture."""
         return 1 + self.num_experts
 
     @property
@@ -161,7 +172,7 @@ class Run:
 
     @property
     def num_left(self) -> int:
-        """How many merges the budget leaves, the base and the experts included.
+        """How many merges the budget leaves, those at the start included.
 
         What other runs have saved was paid for, the base and the experts first of all.
         """
@@ -208,8 +219,7 @@ class Run:
             ValueError: If a task has no finite score and the run shall throw.
         """
         samples, problem = self.recorder.samples, self.recorder.problem
-        unknowns = num_unknowns(self.num_coefficients, self.low_rank)
-        needed = unknowns if self.family == "quadratic" else 1
+        needed = self.num_unknowns if self.family == "quadratic" else 1
         self.result = judge(np.asarray(samples.scores), needed)
         if self.result == RESULTS.no_finite_scores:
             if self.throw:
@@ -223,7 +233,7 @@ class Run:
                     self.result = RESULTS.rank_deficient
             else:
                 tasks = problem.evaluate.tasks
-                correct = self.family.correct and len(samples) >= unknowns
+                correct = self.family.correct and len(samples) >= self.num_unknowns
                 values = np.asarray(samples.scores) * self.signs @ self.preferences.T
                 self.fitted = fit_outputs(
                     samples.coefficients,
@@ -247,25 +257,16 @@ class Run:
             num_points=self.num_points,
             num_generations=self.num_generations,
             rough=rough,
-            start=self._start(),
+            start=self._start(key),
         )
         with self._timed("search"):
-            self.front = trace(self.fitted, self.signs, self.box, key=key, **options)
+            self.front = trace(self.fitted, self.signs, self.domain, key=key, **options)
         return self.front
 
     def predict(self, coefficients: Any) -> None:
         """Take the front from merges that a driver found by itself."""
         with self._timed("search"):
             self.front = predicted_front(self.fitted, self.signs, coefficients)
-
-    def is_new(self, candidates: np.ndarray) -> np.ndarray:
-        """Tell which candidates are neither known nor repeat an earlier one."""
-        known = np.asarray(self.recorder.samples.coefficients)
-        width = np.asarray(self.box[1] - self.box[0])
-        gap = np.abs((candidates[:, None] - known) / width).max(axis=2).min(axis=1)
-        first = np.zeros(len(candidates), bool)
-        first[np.unique(candidates, axis=0, return_index=True)[1]] = True
-        return first & (gap > _NEAREST)
 
     def propose(self, count: int, key: PRNGKey) -> np.ndarray:
         """Choose points of the front to evaluate, spread over preferences."""
@@ -284,7 +285,7 @@ class Run:
             draws = self.fitted.draw(padded(candidates), most, key=draw_key)
             draws = np.asarray(draws)[:count, : len(candidates)]
             draws = np.where(np.isnan(draws), scores, draws)
-            new = self.is_new(candidates)
+            new = self.domain.is_new(candidates, self.recorder.samples.coefficients)
             chosen = search.propose(draws * self.signs, preferences, new)
         return candidates[chosen]
 
@@ -356,20 +357,21 @@ class Run:
             ridge=self.ridge,
             jacobian=jacobian,
             num_experts=self.low_rank,
+            num_tied=self.domain.num_tied,
         )
 
-    def _start(self) -> np.ndarray | None:
-        """Give half a generation of points to begin from: the last front's."""
+    def _start(self, key: PRNGKey) -> np.ndarray:
+        """Give points to begin from: of the last front, up to half a generation first."""
+        drawn = self.domain.start(self.num_points, jax.random.fold_in(key, 1))
         if self.front is None or not len(self.front):
-            return None
+            return drawn
         scores = np.asarray(self.front.scores) * self.signs
         kept = np.asarray(pareto.spread_subset(scores, self.num_points // 2))
-        return np.asarray(self.front.coefficients)[kept]
+        return np.concatenate([np.asarray(self.front.coefficients)[kept], drawn])
 
     def _words(self, samples: Samples) -> str:
         if self.result == RESULTS.few_samples:
-            missing = num_unknowns(self.num_coefficients, self.low_rank)
-            missing -= np.isfinite(np.asarray(samples.scores)).sum(axis=0).min()
+            missing = self.num_unknowns - np.isfinite(samples.scores).sum(axis=0).min()
             return f"{RESULTS[self.result]} {missing} more evaluations would determine it."
         return RESULTS[self.result]
 

@@ -29,12 +29,13 @@ class Solution(eqx.Module):
     Attributes:
         front: The front as predicted by the surrogate.
         samples: Every real evaluation, in order: first those of other runs in `save_to`,
-            then the base, each expert, and the uniform merge where the budget allowed it, last
-            those made to verify.
+            then the base, each expert, and the uniform merge where the budget allowed it (on
+            the simplex no base), last those made to verify.
         verified: The best of the samples: those that no other sample dominates. None
             unless verification was asked for.
         surrogate: From `[candidates, coefficients]` to predicted scores
-            `[candidates, tasks]`. None if no task could be fitted.
+            `[candidates, tasks]`, for merges such as were sampled: after a search on the
+            simplex, coefficients that sum to one. None if no task could be fitted.
         result: How the run ended; see `RESULTS`.
         stats: For each task `r2`, `loo_r2` (leave one out), `condition_number`, `rank`;
             `num_evaluations` in all, of them `num_failed` not finite, `num_reused` from

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mapjax import pareto
+from mapjax._domain import Domain
 from mapjax._result import Front
 from mapjax._sizes import room_for
 from mapjax._types import ArrayLike, PRNGKey
@@ -29,6 +30,7 @@ class Minimised(eqx.Module):
     """
 
     surrogate: Any
+    domain: Domain
     signs: Float[ArrayLike, " tasks"]
     caution: Float[ArrayLike, ""]
 
@@ -36,19 +38,20 @@ class Minimised(eqx.Module):
         self, coefficients: Float[Array, " coefficients"]
     ) -> Float[Array, " tasks"]:
         """Predict the scores of one merge, negated where they are to be maximised."""
-        doubt = jnp.nan_to_num(self.surrogate.std(coefficients))
-        return self.surrogate(coefficients) * self.signs + self.caution * doubt
+        placed = self.domain.place(coefficients)
+        doubt = jnp.nan_to_num(self.surrogate.std(placed))
+        return self.surrogate(placed) * self.signs + self.caution * doubt
 
 
 def trace(
     surrogate: Any,
     signs: np.ndarray,
-    box: tuple[Array, Array],
+    domain: Domain,
     *,
     num_points: int,
     num_generations: int,
     rough: bool,
-    start: np.ndarray | None,
+    start: np.ndarray,
     key: PRNGKey,
 ) -> Front:
     """Evolve a front, then follow its gradient where there is one.
@@ -56,23 +59,23 @@ def trace(
     Args:
         surrogate: From coefficients to scores.
         signs: What makes every score one to minimise.
-        box: Lower and upper ends of the coefficients.
+        domain: Where to search.
         num_points: About how many points to trace.
         num_generations: Generations of the search.
         rough: Whether the front only leads to the next: a fifth of the effort is enough
             where a gradient finishes the search. Without one, what was proposed then was
             worth less, and the search takes all its generations.
-        start: Points to begin from.
+        start: Points to begin from, possibly none.
         key: A typed key.
     """
     from mapjax import search  # evosax and flax behind it load only when needed
 
     share = _ROUGH_SHARE if rough else 1.0
-    objective = Minimised(surrogate, signs, np.asarray(_CAUTION, signs.dtype))
+    objective = Minimised(surrogate, domain, signs, np.asarray(_CAUTION, signs.dtype))
     towards = pareto.reference_directions(len(signs), num_points)
     algorithm = search.NSGA3(
         population_size=num_points,
-        num_coefficients=len(box[0]),
+        num_coefficients=len(domain.lower),
         num_objectives=len(signs),
         reference_directions=towards,
     )
@@ -80,9 +83,9 @@ def trace(
         objective,
         algorithm,
         math.ceil(num_generations * share) if surrogate.differentiable else num_generations,
-        bounds=box,
+        bounds=domain.box,
         key=key,
-        start=start,
+        start=start if len(start) else None,
         archive_size=num_points * (2 if len(signs) <= 3 else 5),
     )
     if surrogate.differentiable:
@@ -90,11 +93,11 @@ def trace(
             objective,
             found.coefficients,
             towards,
-            bounds=box,
+            bounds=domain.box,
             num_steps=int(_NUM_STEPS * share),
         )
     # The search was cautious; the front is of the scores themselves.
-    return predicted_front(surrogate, signs, found.coefficients)
+    return predicted_front(surrogate, signs, domain.place(found.coefficients))
 
 
 def predicted_front(surrogate: Any, signs: np.ndarray, coefficients: Any) -> Front:

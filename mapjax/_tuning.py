@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from mapjax import metrics
-from mapjax._arguments import check_least, read_box
+from mapjax._arguments import check_least
+from mapjax._domain import read_box
 from mapjax._keys import check_key
 from mapjax._result import RESULTS, Front, Samples, judge
 from mapjax._solution import Solution, provenance

@@ -232,6 +232,7 @@ def test_an_evaluator_brings_its_outputs():
     assert 7 <= len(solution.samples) <= 9
 
 
+@pytest.mark.slow
 def test_tolerance_stops_when_little_is_left_to_gain():
     solution = mj.bayesian_front(two_corners, budget=10, tolerance=0.05, **ASKED)
     *before, last = (r["expected_improvement"] for r in solution.stats["rounds"])

@@ -51,6 +51,8 @@ def test_a_whole_configuration():
     assert config.rule == ("dare", {"density": 0.5, "seed": 3})
     assert config.options["bounds"] == [0.0, [1.0, 2]]
     assert set(config.options) == set(list(GOOD)[9:])
+    mixed = read_config(text_of(GOOD | {"bounds": '"simplex"'}), HERE)
+    assert mixed.options["bounds"] == "simplex"
     several = read_config(text_of(GOOD | {"experts": '["a.npz", "b.npz"]'}), HERE)
     assert list(several.experts) == ["expert_0", "expert_1"]
     absolute = read_config(text_of(GOOD | {"output": '"/run"'}), HERE)

@@ -177,6 +177,7 @@ def test_a_black_box_a_higher_budget_and_another_config(capsys, configured):
     assert "run is in use by process" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(capsys, configured):
     (configured / "stop.toml").write_text(BOX.replace("cli:box", "cli:stops"))
     _, err = run(capsys, "front", "stop.toml", code=130)

@@ -194,6 +194,7 @@ def test_another_key_goes_on_from_samples_that_were_paid_for(tmp_path):
     assert 8 < more.stats["num_evaluations"] <= 12
 
 
+@pytest.mark.slow
 def test_a_tolerance_stops_before_the_budget_is_spent():
     solution = mj.map_front(three_linear_tasks(), budget=12, tolerance=10.0, **LIGHT)
     assert solution.stats["num_evaluations"] == 4

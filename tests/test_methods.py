@@ -3,18 +3,16 @@
 import json
 import sys
 
-import jax
 import jax.numpy as jnp
 import moocore
 import numpy as np
 import pytest
-import scipy.linalg
-from bench_tools import NAMES, N, draw, predict, toy_suite
+from bench_tools import N, toy_suite
 from pymoo.core.problem import Problem
 from pymoo.optimize import minimize
 
 import mapjax as mj
-from benchmarks.methods import METHODS, _botorch, _closed, _direct, _paper, _react, _single
+from benchmarks.methods import METHODS, _botorch, _closed, _direct, _paper, _single
 from benchmarks.methods._registry import NOT_RUN
 
 ONES_WITH_A_SERVER = {"botorch_qnehvi"}
@@ -75,6 +73,7 @@ def test_methods_keep_to_the_budget_and_report_what_they_evaluated(name, suite):
     np.testing.assert_array_equal(found.evaluated, again.evaluated)
 
 
+@pytest.mark.slow
 def test_methods_make_do_with_the_base_and_the_experts(suite):
     for name in {*TESTED} - {"map_front", "paper_protocol"} - TUNED:
         assert len(METHODS[name].run(suite, N + 1).evaluated) <= N + 1, name
@@ -207,72 +206,6 @@ def test_fisher_information_is_that_of_the_labels_likelihood(classes):
     error = p - (np.eye(3)[y] if classes else y[:, None])
     gradients = x[:, :, None] * error[:, None, :]
     np.testing.assert_allclose(got, np.mean(gradients[:20] ** 2, axis=0), rtol=1e-4)
-
-
-def numpy_features(params, x):
-    layer = params["hidden"]
-    return np.tanh(x @ np.asarray(layer["kernel"], float) + np.asarray(layer["bias"]))
-
-
-def one_logit(params, x):
-    return predict(params, x)[:, 0]
-
-
-@pytest.mark.parametrize("head", ["shared", "of one logit"])
-def test_react_is_the_closed_form_of_its_paper(head, suite):
-    if head == "of one logit":
-        rng = np.random.default_rng(0)
-        base, *experts = (narrow(draw(rng, 0.6)) for _ in range(N + 1))
-        vectors = mj.TaskVectors.from_params(base, experts, names=NAMES)
-        x = rng.normal(size=(40, 5)).astype("f")
-        tasks = [mj.Task(name, one_logit, x, np.arange(40) % 2) for name in NAMES]
-        suite = suite._replace(task_vectors=vectors, train=mj.Evaluator(vectors, tasks))
-    else:
-        vectors = suite.task_vectors
-    beta, p = 0.3, np.array([0.2, 0.5, 0.3])
-    got = _react.make(suite, beta=beta, most=25)(jnp.asarray(p, jnp.float32))
-    merged = mj.merge(vectors, np.full(N, 1 / N))
-    left, right, bias = 0.0, 0.0, 0.0
-    for task, weight, one in zip(suite.train.tasks, p, np.eye(N), strict=True):
-        expert = mj.merge(vectors, one)
-        x = np.asarray(task.inputs, float)[:25]
-        z, y = numpy_features(merged, x).T, numpy_features(expert, x).T
-        # W Z = Y in columns, as the paper writes it.
-        rotation = scipy.linalg.orthogonal_procrustes(z.T, y.T)[0].T
-        c = z @ z.T + beta * np.eye(len(z))
-        w = (y @ z.T + beta * rotation) @ np.linalg.inv(c)
-        kernel = np.asarray(expert["last"]["kernel"], float)
-        left, right = left + weight * c, right + weight * kernel.T @ w @ c
-        bias = bias + weight * np.asarray(expert["last"]["bias"])
-    wanted = (right @ np.linalg.inv(left)).T
-    np.testing.assert_allclose(got["last"]["kernel"], wanted, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(got["last"]["bias"], bias, rtol=1e-5)
-    for leaf, same in zip(
-        jax.tree.leaves(got["hidden"]), jax.tree.leaves(merged["hidden"]), strict=True
-    ):
-        np.testing.assert_array_equal(leaf, same)
-
-
-def narrow(params):
-    last = {"kernel": params["last"]["kernel"][:, :1], "bias": params["last"]["bias"][:1]}
-    return {**params, "last": last}
-
-
-def test_react_without_a_bias_and_without_a_last_layer(suite):
-    def plain(params, x):
-        return jnp.tanh(x @ params["hidden"]["kernel"]) @ params["last"]["kernel"]
-
-    rule = _react.make(toy_suite(predict=plain))
-    assert rule.biases is None
-    merged, changed = rule.merged, rule(jnp.ones(N))
-    np.testing.assert_array_equal(merged["last"]["bias"], changed["last"]["bias"])
-    assert jnp.abs(merged["last"]["kernel"] - changed["last"]["kernel"]).max() > 0.01
-    for own_head in (lambda p, x: jnp.tanh(predict(p, x)), lambda p, x: predict(p, x) @ Z):
-        with pytest.raises(ValueError, match=r"outputs of 'toy' are not a product .*last"):
-            _react.make(toy_suite(predict=own_head))
-
-
-Z = jnp.asarray(np.random.default_rng(5).normal(size=(4, 4)), jnp.float32)
 
 
 @pytest.mark.parametrize("name", sorted(TUNED))

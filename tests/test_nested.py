@@ -165,6 +165,7 @@ def test_outputs_predict_a_front_with_deviations(evaluator):
     assert solution.verified is not None
 
 
+@pytest.mark.slow
 def test_the_base_and_the_experts_are_enough_with_outputs(evaluator):
     solution = mj.nested_front(evaluator, budget=5, preference={"a": 1, "b": 1}, key=KEY)
     assert solution.stats["num_evaluations"] == 5
@@ -242,6 +243,7 @@ def test_pairs_are_the_closest_by_brute_force():
         assert pairs[0] == nearest
 
 
+@pytest.mark.slow
 def test_pairings_by_cosine_or_given(evaluator):
     solution = mj.nested_front(evaluator, budget=5, pairing="cosine", num_points=5, key=KEY)
     cosines = np.array(evaluator.rule.args[0].cosine_similarity())

@@ -93,10 +93,11 @@ def test_rules_work_in_drivers(rule, two_tasks, key):
         key=key,
         ridge=1e-3,
     )
-    # Samples are the base and the experts first; each is perfect on its own task.
-    base, one, other = solution.samples.scores[:3]
-    np.testing.assert_allclose(base, plain([[0, 0]])[0], rtol=1e-5)
+    # Samples are the experts first; each is perfect on its own task.
+    one, other = solution.samples.scores[:2]
     np.testing.assert_allclose([one[0], other[1]], 0, atol=1e-6)
+    np.testing.assert_allclose(solution.samples.coefficients.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(evaluator([[0, 0]]), plain([[0, 0]]), rtol=1e-5)
     assert len(solution.front) > 0
     if rule == "fisher_mean":
         _, jacobian = evaluator.value_and_jacobian([[0.5, 0.5], [1.0, 0.0]])

@@ -84,6 +84,7 @@ def test_each_direction_finds_its_own_best_point(strategy, scalarization, scalar
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.slow
 def test_any_strategy_evolves_a_front_past_failures(name, key):
     search = Decomposition(STRATEGIES[name], 2, reference_directions(2, 6))
     front, partly, failed = (

@@ -37,6 +37,7 @@ def suite(written):
     return clip8.load(0, folder=written[0])
 
 
+@pytest.mark.slow
 def test_scores_and_logits_are_those_of_numpy(suite, written):
     root, base, models, heads = written
     assert suite.names == ("alpha", "beta") == suite.task_vectors.names

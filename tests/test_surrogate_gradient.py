@@ -307,6 +307,7 @@ def test_a_driver_counts_a_gradient_as_three(key):
     np.testing.assert_allclose(solution.surrogate(c), fitted(c), rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_derivatives_are_saved_and_taken_from_the_file(key, tmp_path):
     path, traces = tmp_path / "samples.jsonl", []
     options: dict[str, Any] = dict(

@@ -60,6 +60,18 @@ def on_regmean_mean(suite: Suite, budget: int) -> Found:
     return with_driver(suite, budget, rule=mj.rules.regmean_mean(*with_grams(suite)))
 
 
+def on_react(suite: Suite, budget: int) -> Found:
+    """Run `map_front` on the preferences of `rules.react`, which reads the same."""
+    return with_driver(suite, budget, rule=react(suite))
+
+
+def react(suite: Suite, most: int = 500) -> Any:
+    """Solve for the last layer of the uniform merge; the tasks share it."""
+    tasks = suite.train.tasks
+    inputs = [jax.tree.map(lambda x: x[:most], task.inputs) for task in tasks]
+    return mj.rules.react(suite.task_vectors, tasks[0].predict, inputs)
+
+
 def regmean(suite: Suite) -> mj.TaskVectors:
     """Make the vectors of RegMean."""
     return mj.transforms.regmean(*with_grams(suite))

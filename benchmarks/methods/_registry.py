@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import mapjax as mj
-from benchmarks.methods import _closed, _direct, _drivers, _paper, _react, _single, _tuned
+from benchmarks.methods import _closed, _direct, _drivers, _paper, _single, _tuned
 from benchmarks.methods._botorch import botorch_qnehvi
 from benchmarks.methods._found import Found
 from benchmarks.suites import Suite
@@ -43,8 +43,8 @@ METHODS: dict[str, Method] = {
         _drivers.on_regmean_mean, "on the weights of `rules.regmean_mean`", True
     ),
     "map_front_react": Method(
-        _react.with_map_front,
-        "on the preferences of ReACT's rule, as `react` below makes it",
+        _drivers.on_react,
+        "on the preferences of `rules.react`",
         True,
         only=_SHARED_HEAD,
     ),
@@ -165,7 +165,7 @@ METHODS: dict[str, Method] = {
         "the vectors alone; a solve per preference",
     ),
     "react": Method(
-        _react.react,
+        partial(_closed.by_preference, rule=_drivers.react),
         "corrects the last layer of the uniform merge (on that of AdaMerging, the paper's, "
         "it does worse here); beta 0.1, up to 500 unlabelled inputs a task",
         only=_SHARED_HEAD,

@@ -33,7 +33,7 @@ def nested_front(
     method: str = "composed",
     owners: Mapping[str, str] | None = None,
     num_coefficients: int | None = None,
-    bounds: tuple[Any, Any] = (0.0, 1.0),
+    bounds: tuple[Any, Any] | str = (0.0, 1.0),
     directions: str | Sequence[str] | None = None,
     surrogate: Any = None,
     link: str | Sequence[str] | None = None,
@@ -143,6 +143,11 @@ def nested_front(
                 f"{surrogate!r}: leave it out, or use method='composed'."
             )
         surrogate = "quadratic"
+    if isinstance(bounds, str):
+        raise ValueError(
+            f"`bounds` is {bounds!r}, but a tree chooses the sizes of its merges: pass "
+            "(lower, upper), or use `map_front`."
+        )
     common: dict[str, Any] = dict(
         num_coefficients=num_coefficients,
         bounds=bounds,

@@ -196,7 +196,10 @@ def _texts(wants: str, *drivers: str) -> _Value:
 _SEARCHED = ("map", "bayesian")
 _OPTIONS = {
     "budget": _Value("a whole number, at least 1", _whole(1)),
-    "bounds": _Value("two numbers, or two lists of numbers, such as [0.0, 1.0]", _is_pair),
+    "bounds": _Value(
+        'two numbers, or two lists of numbers, such as [0.0, 1.0], or "simplex"',
+        lambda x: x == "simplex" or _is_pair(x),
+    ),
     "directions": _texts('"maximize" or "minimize", or a list of them'),
     "task_names": _Value("a list of names", lambda x: _is_list(x, _is_text)),
     "verify": _Value("a whole number, at least 0", _whole(0)),

@@ -43,9 +43,10 @@ def front(
     [candidates, tasks]. With num_coefficients = N it is such a function itself. Let
     transform = { name = "ties", density = 0.2 } edit the vectors, and not the evaluator.
 
-    Further keys: driver ("map", "bayesian" or "nested"), seed, bounds, directions,
-    transform, separator ("." nests the names of tensors into dicts), and the options of the
-    driver, such as num_points. An unknown key is an error that lists them all.
+    Further keys: driver ("map", "bayesian" or "nested"), seed, bounds (a pair or "simplex"),
+    directions, transform, separator ("." nests the names of tensors into dicts), and the
+    options of the driver, such as num_points. An unknown key is an error that lists them
+    all.
 
     For example:
 
@@ -126,7 +127,10 @@ def _solve(config: Config, run: Any, function: Any, command: str) -> Any:
         changed = run.begin(key=key, config=config.text, may_change=may_change(), **notes)
     if changed:
         _say(f"Note: {'; '.join(changed)}: numbers may differ in their last digits.")
-    options = {n: tuple(v) if n in _PAIRS else v for n, v in config.options.items()}
+    options = {
+        n: tuple(v) if isinstance(v, list) and n in _PAIRS else v
+        for n, v in config.options.items()
+    }
     driver: Any = {
         "map": mj.map_front,
         "bayesian": mj.bayesian_front,

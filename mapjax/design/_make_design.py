@@ -23,6 +23,8 @@ DESIGNS = {
 """Every design by its name."""
 
 _BY_EXPERT = ("d_optimal", "multiscale")
+_ROUNDING = 1e-5
+_ON_SIMPLEX = ("dirichlet", "simplex_lattice")
 
 
 def make_design(
@@ -30,28 +32,32 @@ def make_design(
     num_points: int,
     num_coefficients: int,
     *,
-    bounds: Bounds = (0.0, 1.0),
+    bounds: Bounds | str = (0.0, 1.0),
     num_experts: int | None = None,
     key: Array,
 ) -> Float[Array, "points coefficients"]:
     r"""Make a design that starts with the base, the experts and the uniform merge.
 
     These come first, in this order and even where they lie outside the box, since every
-    result is read beside them; then come points of the design `name`. No point comes
-    twice. With $(N+1)(N+2)/2$ points or more, a design determines a quadratic.
+    result is read beside them; then come points of the design `name`. Mixtures start with
+    the experts. No point comes twice. With $(N+1)(N+2)/2$ points or more, a design
+    determines a quadratic.
 
     Args:
         name: One of `DESIGNS`.
         num_points: How many points, those at the start included.
         num_coefficients: How many coefficients there are, N.
-        bounds: Ends of the box, each a number or one per coefficient.
+        bounds: Ends of the box, each a number or one per coefficient; or "simplex", for
+            mixtures of the experts: coefficients that sum to one, in each group. The base
+            is none, and the designs are "dirichlet" and "simplex_lattice".
         num_experts: How many experts share the coefficients out, as `corners` takes it. A
             design on the simplex has one for all of them, and so stays near the base.
         key: A typed key.
 
     Raises:
-        ValueError: If the name is unknown, a number is below 1, bounds are reversed, the
-            experts cannot share the coefficients evenly or the key is not typed.
+        ValueError: If the name is unknown or no design of the simplex that is asked for,
+            a number is below 1, bounds are reversed, the experts cannot share the
+            coefficients evenly or are fewer than a mixture needs, or the key is not typed.
 
     Example:
         >>> import jax
@@ -60,6 +66,9 @@ def make_design(
     """
     if name not in DESIGNS:
         raise ValueError(f"Unknown `design` {name!r}. Choose from {sorted(DESIGNS)}.")
+    if isinstance(bounds, str):
+        read_box(num_points, num_coefficients, (0.0, 1.0))
+        return _mixtures(name, num_points, num_coefficients, bounds, num_experts, key)
     read_box(num_points, num_coefficients, bounds)
     first = starting_points(num_coefficients, num_experts)
     # As many as all, so that enough are left when those at the start are among them.
@@ -67,3 +76,39 @@ def make_design(
     points = DESIGNS[name](num_points, num_coefficients, bounds=bounds, key=key, **options)
     rows = distinct(np.concatenate([first, np.asarray(points, np.float64)]))
     return as_points(keep_determined(rows, num_points, given=len(first)))
+
+
+def _mixtures(
+    name: str,
+    num_points: int,
+    num_coefficients: int,
+    bounds: str,
+    num_experts: int | None,
+    key: Array,
+) -> Float[Array, "points coefficients"]:
+    if bounds != "simplex":
+        raise ValueError(
+            f"`bounds` is {bounds!r}; pass (lower, upper), two numbers or arrays, or 'simplex'."
+        )
+    if name not in _ON_SIMPLEX:
+        raise ValueError(
+            f"`design` is {name!r}, whose points do not sum to one; with `bounds` 'simplex' "
+            f"choose from {_ON_SIMPLEX}."
+        )
+    first = starting_points(num_coefficients, num_experts)[1:]
+    experts = num_experts or num_coefficients
+    if experts < 2:
+        raise ValueError(
+            "`bounds` is 'simplex', but a mixture needs two experts or more. Pass (lower, "
+            "upper), such as (0, 1)."
+        )
+    # One expert fewer: what these leave to the base is the last one's.
+    count, groups = num_points + len(first), num_coefficients // experts
+    drawn = np.asarray(DESIGNS[name](count * groups, experts - 1, key=key), np.float64)
+    last = 1 - drawn.sum(axis=1, keepdims=True)
+    rows = np.concatenate([drawn, np.where(last > _ROUNDING, last, 0)], axis=1)
+    rows = rows.reshape(count, groups, experts).swapaxes(1, 2).reshape(count, -1)
+    rows = np.concatenate([first, rows])
+    # What differs by rounding alone is the same merge.
+    _, kept = np.unique(np.round(rows / _ROUNDING), axis=0, return_index=True)
+    return as_points(rows[np.sort(kept)[:num_points]])

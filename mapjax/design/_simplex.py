@@ -2,10 +2,12 @@
 
 from itertools import combinations
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from mapjax._keys import generator
+from mapjax._types import ArrayLike
 from mapjax.design._box import Bounds, as_points, distinct, nearest_to_base, read_box
 
 
@@ -139,6 +141,41 @@ def mixture_amount(
     proportions = rng.dirichlet(np.ones(num_coefficients), num_points)
     amount = rng.uniform(least, most, (num_points, 1))
     return as_points(np.minimum(origin + amount * proportions, upper))
+
+
+def to_simplex(
+    coefficients: Float[ArrayLike, "*batch coefficients"], num_experts: int | None = None
+) -> Float[Array, "*batch coefficients"]:
+    """Divide coefficients by their sum over experts, so that they sum to one.
+
+    Args:
+        coefficients: Negative ones count as zero. Where all are zero, all become equal;
+            where one is NaN, all become NaN.
+        num_experts: How many experts share them out, each a run with one for every group;
+            those of a group sum to one. By default each is an expert's only one.
+
+    Raises:
+        ValueError: If the experts cannot share the coefficients evenly.
+
+    Example:
+        >>> import numpy as np
+        >>> to_simplex(np.array([1.0, 3.0])).tolist()
+        [0.25, 0.75]
+        >>> to_simplex(np.array([1.0, 0.0, 3.0, 0.0]), num_experts=2).tolist()
+        [0.25, 0.5, 0.75, 0.5]
+    """
+    c = jnp.asarray(coefficients, jnp.zeros(()).dtype)
+    n = c.shape[-1] if num_experts is None else num_experts
+    if n < 1 or c.shape[-1] % n:
+        raise ValueError(
+            f"`num_experts` is {n}, but must be at least 1 and divide the number of "
+            f"coefficients, {c.shape[-1]}: every expert has as many."
+        )
+    each = c.reshape(*c.shape[:-1], n, -1)
+    each = jnp.where(each < 0, 0, each)  # unlike a maximum, has its slope at zero
+    total = jnp.sum(each, axis=-2, keepdims=True)
+    shares = jnp.where(total == 0, 1 / n, each / jnp.where(total == 0, 1, total))
+    return shares.reshape(c.shape)
 
 
 def _lattice(num_coefficients: int, degree: int) -> np.ndarray:

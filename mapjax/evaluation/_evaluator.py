@@ -49,7 +49,9 @@ class Evaluator:
         Args:
             rule: Task vectors, merged linearly, or any function `coefficients ->
                 parameters` written in JAX. Those that `mapjax.group` made take one column
-                per expert and group, with the groups of an expert side by side.
+                per expert and group, with the groups of an expert side by side. A function
+                that is an object may have `num_coefficients`, `coefficient_names` and
+                `bounds`, what drivers search.
             tasks: What to score on, a list of `mapjax.Task`.
             num_coefficients: How many coefficients a rule takes that is a function.
             chunk_size: How many candidates are evaluated at once on each device. By
@@ -102,13 +104,20 @@ class Evaluator:
         vectors = self._task_vectors
         if vectors is not None:
             return vectors.coefficient_names
-        return tuple(f"c{i}" for i in range(self.num_coefficients))
+        names = tuple(getattr(self.rule, "coefficient_names", ()))
+        known = len(names) == self.num_coefficients
+        return names if known else tuple(f"c{i}" for i in range(self.num_coefficients))
 
     @property
     def expert_names(self) -> tuple[str, ...]:
         """The experts' names: those of the coefficients, where there are no groups."""
         vectors = self._task_vectors
         return self.coefficient_names if vectors is None else vectors.names
+
+    @property
+    def bounds(self) -> Any:
+        """What drivers search by default: the rule's `bounds`, or the unit box."""
+        return getattr(self.rule, "bounds", (0.0, 1.0))
 
     @property
     def _task_vectors(self) -> TaskVectors | None:

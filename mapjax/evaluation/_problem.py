@@ -28,6 +28,8 @@ class Problem(NamedTuple):
         link_bounds: The lowest and the highest possible score, each a number or one per
             task, infinite without a bound; None for the link's own.
         num_examples: The examples behind each task's score, or None if unknown.
+        bounds: What is searched unless a driver is told otherwise: lower and upper end, or
+            "simplex".
     """
 
     evaluate: Callable[..., Any]
@@ -38,6 +40,7 @@ class Problem(NamedTuple):
     link: Any
     link_bounds: Any
     num_examples: tuple[int, ...] | None
+    bounds: Any = (0.0, 1.0)
 
     @property
     def num_coefficients(self) -> int:
@@ -125,6 +128,7 @@ def describe_problem(
             link=link or tuple(_link_for(b) for b in limits),
             link_bounds=link_bounds or _ends(limits),
             num_examples=tuple(task.num_examples for task in evaluate.tasks),
+            bounds=evaluate.bounds,
         )
         return problem.with_tasks(evaluate.task_names)
     if not callable(evaluate):

@@ -61,6 +61,12 @@ class MergeRule(eqx.Module):
         """What tells this rule from others of the same experts, on every machine."""
         return f"{self.change.__qualname__}, shapes {self.shapes}, scales {self.scales}"
 
+    @property
+    def bounds(self) -> tuple[float, float] | str:
+        """What drivers search by default: mixtures, where only proportions matter."""
+        mixtures = not self.scales and self.task_vectors.num_tasks > 1
+        return "simplex" if mixtures else (0.0, 1.0)
+
     def scaled(self) -> "MergeRule":
         r"""Let the sum of the coefficients scale the change from the base, as in `merge`.
 

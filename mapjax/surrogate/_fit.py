@@ -36,6 +36,7 @@ def fit(
     links: tuple[str, ...],
     shared: bool,
     keep_zero: bool,
+    num_unknowns: int,
     num_experts: int | None = None,
 ) -> Quadratic:
     """Fit a quadratic per task, choosing each task's penalty by leave-one-out error.
@@ -59,6 +60,7 @@ def fit(
             factorisation serves them all.
         keep_zero: Whether a task whose samples determine the quadratic takes the last
             penalty without looking at the others.
+        num_unknowns: The rank at which samples determine the quadratic.
         num_experts: Which features there are; see `quadratic_features`.
     """
     num_coefficients = coefficients.shape[1]
@@ -87,10 +89,12 @@ def fit(
         targets, precision = append_gradients(targets, precision, derivatives, importance)
 
     if shared:
-        axis, factorization = None, factorise(features, precision[..., 0], stiffness)
+        first = precision[..., 0]
+        axis, factorization = None, factorise(features, first, stiffness, num_unknowns - 1)
     else:
-        by_task = jax.vmap(factorise, in_axes=(None, -1, None))
-        axis, factorization = 0, by_task(features, precision, stiffness)
+        by_task = jax.vmap(factorise, in_axes=(None, -1, None, None))
+        axis = 0
+        factorization = by_task(features, precision, stiffness, num_unknowns - 1)
     tasks = jax.vmap(leave_one_out, in_axes=(axis, None, -1, None), out_axes=-1)
 
     def grid(penalty):
@@ -105,7 +109,7 @@ def fit(
         return jnp.sum(weights * residual**2, axis=-2)
 
     error, left_out_error = score_error(fitted[:, :, 0]), score_error(left_out)
-    determined = factorization.rank == features.shape[2] + 1
+    determined = factorization.rank >= num_unknowns
     best = _choose(left_out_error, determined, keep_zero=keep_zero)
     chosen = (best, ..., jnp.arange(len(links)))
 

@@ -23,6 +23,7 @@ def fit_gradient(
     links: tuple[str, ...],
     shared: bool,
     keep_zero: bool,
+    num_unknowns: int,
     num_experts: int | None = None,
 ) -> Quadratic:
     r"""Fit a quadratic per task, choosing how much derivatives count.
@@ -41,12 +42,14 @@ def fit_gradient(
         links: As `fit` takes it, and so are those below.
         shared: Derivatives included.
         keep_zero: As there; derivatives that determine more are then never dropped.
+        num_unknowns: As there.
         num_experts: As there.
     """
     options: dict[str, Any] = dict(
         links=links,
         shared=shared,
         keep_zero=keep_zero,
+        num_unknowns=num_unknowns,
         num_experts=num_experts,
         jacobian=jacobian,
     )

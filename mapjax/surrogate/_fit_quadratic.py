@@ -38,6 +38,7 @@ def fit_quadratic(
     ridge: int | float | str | None = None,
     jacobian: ArrayLike | None = None,
     num_experts: int | None = None,
+    num_tied: int = 0,
 ) -> Quadratic:
     r"""Fit $g(e + b \cdot c + \frac12 c^\top A c)$ to every task's scores.
 
@@ -82,6 +83,9 @@ def fit_quadratic(
             $P^\top S P$ with the experts' sums $P$: $1 + 2N + m(m+1)/2$ unknowns for $m$
             experts. On merges of whole experts it is a full quadratic still. Use it where
             samples are fewer than a full Hessian asks for.
+        num_tied: How many sums of coefficients over experts are the same for all samples,
+            each of another group: 1 where coefficients sum to one, and then $N(N+1)/2$
+            samples determine the quadratic there.
 
     Returns:
         The surrogate, in float32 or wider.
@@ -124,12 +128,17 @@ def fit_quadratic(
     known = check_jacobian(jacobian, (*s.shape, c.shape[1])) & counts
     usable = int(np.min(np.sum(counts, axis=0)))
     told = int(np.min(num_determined(counts.sum(0), known.sum(0), c.shape[1])))
+    if not 0 <= num_tied < c.shape[1]:
+        raise ValueError(
+            f"`num_tied` is {num_tied}, but must be from 0 to less than the number of "
+            f"coefficients, {c.shape[1]}."
+        )
     if num_experts is not None and (num_experts < 1 or c.shape[1] % num_experts):
         raise ValueError(
             f"`num_experts` is {num_experts}, but must be at least 1 and divide the number "
             f"of coefficients, {c.shape[1]}."
         )
-    needed = num_unknowns(c.shape[1], num_experts)
+    needed = num_unknowns(c.shape[1], num_experts, num_tied)
     told = min(told, needed)
     if usable == 0:
         raise ValueError(
@@ -156,6 +165,7 @@ def fit_quadratic(
         links=links,
         shared=set(links) == {"identity"} and w.shape[1] == 1 and alike,
         keep_zero=ridge is None,
+        num_unknowns=needed,
         num_experts=num_experts,
     )
     if jacobian is None:

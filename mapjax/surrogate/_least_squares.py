@@ -24,7 +24,8 @@ class Factorization(eqx.Module):
         singular: Their singular values.
         right: Right singular vectors, transposed.
         rank: Of the design matrix, intercept included.
-        condition_number: Of the centred features, every one at unit variance.
+        condition_number: Of the centred features, every one at unit variance, in the
+            directions that they can have.
     """
 
     mean: Float[Array, " features"]
@@ -42,6 +43,7 @@ def factorise(
     features: Float[Array, "samples rows features"],
     weights: Float[Array, "samples rows"],
     stiffness: Float[Array, " features"],
+    full_rank: int,
 ) -> Factorization:
     """Centre, scale and decompose.
 
@@ -51,6 +53,8 @@ def factorise(
         weights: Non-negative; zero leaves a row out.
         stiffness: How much more than another a feature is penalised, as the root of the
             factor on its squared coefficient.
+        full_rank: The most that the features can have: their number, or fewer where some
+            are sums of others.
     """
     num_features = features.shape[-1]
     total = jnp.sum(weights[:, 0])
@@ -69,8 +73,8 @@ def factorise(
     matrix = jnp.pad(matrix / scale, ((0, max(0, num_features - num_rows)), (0, 0)))
     plain = jnp.linalg.svd(matrix, compute_uv=False)
     rank = jnp.sum(plain > plain[0] * tolerance(matrix))
-    full = rank == num_features
-    condition_number = jnp.where(full, plain[0] / jnp.where(full, plain[-1], 1.0), jnp.inf)
+    full, least = rank >= full_rank, plain[full_rank - 1]
+    condition_number = jnp.where(full, plain[0] / jnp.where(full, least, 1.0), jnp.inf)
 
     left, singular, right = jnp.linalg.svd(matrix / stiffness, full_matrices=False)
     return Factorization(

@@ -188,10 +188,25 @@ class Quadratic(eqx.Module):
         return self.intercept + rise
 
 
-def num_unknowns(num_coefficients: int, num_experts: int | None = None) -> int:
-    """Count what a quadratic has to learn; see `quadratic_features`."""
+def num_unknowns(
+    num_coefficients: int, num_experts: int | None = None, num_tied: int = 0
+) -> int:
+    """Count what a quadratic has to learn; see `quadratic_features`.
+
+    Args:
+        num_coefficients: How many there are.
+        num_experts: Of a Hessian of low rank beside a diagonal; None for a full one.
+        num_tied: How many sums of coefficients over experts are fixed, each of another
+            group: on a simplex as many as there are groups.
+    """
     n, m = num_coefficients, num_experts
-    return (n + 1) * (n + 2) // 2 if m is None else 1 + 2 * n + m * (m + 1) // 2
+    free = n - num_tied
+    if m is None:
+        return (free + 1) * (free + 2) // 2
+    if not num_tied:
+        return 1 + 2 * n + m * (m + 1) // 2
+    # With two experts a square is that of the other, too.
+    return 1 + free + (n if m > 2 else free) + m * (m - 1) // 2
 
 
 def hessian_rank(num_coefficients: int, num_experts: int, num_samples: int) -> int | None:

@@ -1,0 +1,111 @@
+"""Where a driver may go: a box of coefficients, or the mixtures of the experts."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mapjax._types import ArrayLike, PRNGKey
+from mapjax.design import make_design, to_simplex
+from mapjax.evaluation import Problem
+
+_NEAREST = 1e-3
+
+
+class Domain(eqx.Module):
+    """The coefficients that are sampled and searched.
+
+    Attributes:
+        lower: Lower end of each coefficient.
+        upper: Upper end of each coefficient.
+        num_experts: How many experts share the coefficients out, where these are to sum
+            to one; None where all of the box may be searched.
+    """
+
+    lower: Float[ArrayLike, " coefficients"]
+    upper: Float[ArrayLike, " coefficients"]
+    num_experts: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def box(self) -> tuple[Any, Any]:
+        """Both ends of each coefficient."""
+        return self.lower, self.upper
+
+    @property
+    def bounds(self) -> Any:
+        """Both ends, or "simplex", as a design is told."""
+        return self.box if self.num_experts is None else "simplex"
+
+    @property
+    def first(self) -> str:
+        """What is evaluated besides the experts at first, in words."""
+        return "base" if self.num_experts is None else "uniform merge"
+
+    @property
+    def design(self) -> str:
+        """Where to sample, unless a driver is told otherwise."""
+        return "multiscale" if self.num_experts is None else "dirichlet"
+
+    @property
+    def num_tied(self) -> int:
+        """How many sums of coefficients are fixed: one for each group, or none."""
+        return 0 if self.num_experts is None else len(self.lower) // self.num_experts
+
+    def place(
+        self, coefficients: Float[ArrayLike, "*batch coefficients"]
+    ) -> Float[Array, "*batch coefficients"]:
+        """Scale coefficients of the box so that they sum to one, where they are to."""
+        if self.num_experts is None:
+            return jnp.asarray(coefficients)
+        return to_simplex(coefficients, self.num_experts)
+
+    def start(self, count: int, key: PRNGKey) -> np.ndarray:
+        """Draw points for a search to begin from; none where those of the box will do.
+
+        Points of the box crowd around the uniform mixture once they are scaled.
+        """
+        if self.num_experts is None:
+            return np.zeros((0, len(self.lower)), np.float32)
+        experts = {"num_experts": self.num_experts, "bounds": "simplex"}
+        return np.asarray(
+            make_design("dirichlet", count, len(self.lower), **experts, key=key)
+        )
+
+    def is_new(self, candidates: np.ndarray, known: Any) -> np.ndarray:
+        """Tell which candidates are neither known nor repeat an earlier one."""
+        width = np.asarray(self.upper - self.lower)
+        steps = np.abs((candidates[:, None] - np.asarray(known)) / width)
+        first = np.zeros(len(candidates), bool)
+        first[np.unique(candidates, axis=0, return_index=True)[1]] = True
+        return first & (steps.max(axis=2).min(axis=1) > _NEAREST)
+
+
+def read_domain(bounds: Any, problem: Problem) -> Domain:
+    """Return the box or the simplex that is asked for, or else what the rule says."""
+    bounds = problem.bounds if bounds is None else bounds
+    if isinstance(bounds, str) and bounds == "simplex":
+        ends = read_box((0.0, 1.0), problem.num_coefficients)
+        return Domain(*ends, num_experts=problem.num_experts)
+    return Domain(*read_box(bounds, problem.num_coefficients))
+
+
+def read_box(bounds: Any, num_coefficients: int) -> tuple[Array, Array]:
+    """Return both ends of the box, one number per coefficient."""
+    try:
+        lower, upper = (
+            jnp.broadcast_to(jnp.asarray(b, jnp.zeros(()).dtype), (num_coefficients,))
+            for b in bounds
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`bounds` is {bounds!r}, but must be (lower, upper): two numbers, or two arrays "
+            f"of {num_coefficients}; drivers that search mixtures also take 'simplex'."
+        ) from error
+    if not bool(jnp.all(lower < upper)) or not bool(jnp.all(jnp.isfinite(upper - lower))):
+        raise ValueError(
+            f"`bounds` is {bounds}, but every lower bound must be below its upper bound, and "
+            "both finite."
+        )
+    return lower, upper

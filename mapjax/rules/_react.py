@@ -1,0 +1,238 @@
+"""ReACT: a merge whose last layer is solved for each preference."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from mapjax import _tree
+from mapjax._types import ArrayLike, widened
+from mapjax.design import to_simplex
+from mapjax.task_vectors import TaskVectors, merge
+from mapjax.transforms._checks import check_positive
+from mapjax.transforms._fisher import count_examples
+from mapjax.transforms._given import PerTask, each_task
+from mapjax.transforms._gram import gram_matrices
+
+Predict = Callable[[Any, Any], Array]
+
+
+class ReACT(eqx.Module):
+    r"""From a preference $p$ to a merge with the last kernel that belongs to it.
+
+    With the features $Z_t$ of the merge on task $t$, one row per example, those $Y_t$ of
+    its expert, the rotation $R_t$ that brings $Z_t$ nearest to $Y_t$, and the expert's last
+    kernel $K_t$: $(\sum_t p_t C_t)^{-1} \sum_t p_t C_t W_t K_t$, where
+    $C_t = Z_t^\top Z_t + \beta I$ and $W_t = C_t^{-1} (Z_t^\top Y_t + \beta R_t)$. It
+    minimises $\sum_t p_t (\|Z_t K - Y_t K_t\|^2 + \beta \|K - R_t K_t\|^2)$. Made by `react`.
+
+    Attributes:
+        merged: The merge whose features are used.
+        moments: $C_t$, one per task.
+        targets: $C_t W_t K_t$, one per task.
+        biases: Of the experts' last layers, where these have any.
+        places: Which leaves are the last kernel and its bias.
+        coefficient_names: The experts.
+    """
+
+    merged: PyTree
+    moments: Float[Array, "tasks inputs inputs"]
+    targets: Float[Array, "tasks inputs outputs"]
+    biases: Float[Array, "tasks outputs"] | None
+    places: tuple[int, int | None] = eqx.field(static=True)
+    coefficient_names: tuple[str, ...] = eqx.field(static=True)
+
+    @property
+    def num_coefficients(self) -> int:
+        """How many coefficients there are: the preference of each task."""
+        return len(self.moments)
+
+    @property
+    def bounds(self) -> str:
+        """What drivers search by default: preferences that sum to one."""
+        return "simplex"
+
+    def __call__(self, preference: ArrayLike) -> PyTree:
+        """Solve for the last kernel; no preference at all counts as an equal one.
+
+        Raises:
+            ValueError: If there is not one number per expert.
+        """
+        if jnp.shape(preference) != (self.num_coefficients,):
+            raise ValueError(
+                f"A preference of shape {jnp.shape(preference)} was given for the experts "
+                f"{self.coefficient_names}: pass one number for each, shape "
+                f"({self.num_coefficients},). For a batch, use jax.vmap(rule)(coefficients)."
+            )
+        p = to_simplex(jnp.asarray(preference))
+        with jax.default_matmul_precision("highest"):
+            moments, targets = (
+                jnp.tensordot(p, x, 1) for x in (self.moments, self.targets)
+            )
+            kernel = jnp.linalg.solve(moments, targets)
+        leaves, place_of_bias = jax.tree.leaves(self.merged), self.places[1]
+        old = leaves[self.places[0]]
+        leaves[self.places[0]] = kernel.astype(old.dtype)
+        if self.biases is not None and place_of_bias is not None:
+            bias = jnp.tensordot(p, self.biases, 1)
+            leaves[place_of_bias] = bias.astype(old.dtype)
+        return _tree.rebuild(self.merged, leaves)
+
+
+def react(
+    task_vectors: TaskVectors,
+    predict: Predict,
+    inputs: PerTask,
+    *,
+    coefficients: ArrayLike | Sequence[float] | None = None,
+    beta: float = 0.1,
+) -> ReACT:
+    r"""Solve for the last kernel of a merge, by preference (ReACT).
+
+    All that is below the last layer stays as it was merged; the last kernel is the one
+    with which the outputs are nearest to each expert's own, weighted by preference, and its
+    bias is that of the experts in the same proportions. Coefficients are preferences, which
+    is nearly the best choice for them: a preference's own merge is close to the best of all
+    for it, and a front takes few evaluations.
+
+    Needs unlabelled inputs of each task; all tasks share one head. Costs two forward
+    passes and a decomposition for each task, and a solve of the size of the last layer for
+    each merge.
+
+    Args:
+        task_vectors: The base and the vectors.
+        predict: From parameters and inputs to outputs; the same function as in a `Task`.
+        inputs: Some hundred examples of each task, by name or in order, each a pytree of
+            arrays with one example along each first axis.
+        coefficients: Of the merge whose last layer is solved for; by default the uniform
+            one.
+        beta: Strength of the pull to a mere rotation of the features.
+
+    Returns:
+        The rule: a function of one preference per expert. Only their proportions count, and
+        with none at all they are equal (where a `MergeRule` gives the base).
+
+    Raises:
+        ValueError: If the outputs are not a product of features with one kernel, inputs are
+            missing, the number of coefficients is wrong, or `beta` is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp, mapjax as mj
+        >>> def predict(params, x):
+        ...     return x @ params
+        >>> tv = mj.TaskVectors.from_params(jnp.zeros((2, 1)), [jnp.ones((2, 1))] * 2)
+        >>> rule = react(tv, predict, [jnp.eye(2), 2 * jnp.eye(2)])
+        >>> rule(jnp.array([0.5, 0.5])).round(3).tolist()
+        [[1.0], [1.0]]
+
+    References:
+        Wu et al., *From Parameter to Representation: A Closed-Form Approach for Controllable
+        Model Merging*, AAAI 2026, arXiv 2511.10943. Its tasks have heads of their own,
+        which are not merged, and no bias.
+    """
+    check_positive("beta", beta, "0.1")
+    n = task_vectors.num_tasks
+    examples = each_task(task_vectors, inputs, "inputs")
+    for i, x in enumerate(examples):
+        count_examples(x, f"inputs[{i}]", 1)
+    merged = merge(task_vectors, [1 / n] * n if coefficients is None else coefficients)
+    places = _last_layer(predict, merged, examples[0])
+    moments, targets, biases = [], [], []
+    for one, x in zip(np.eye(n, dtype=np.float32), examples, strict=True):
+        expert = merge(task_vectors, one)
+        leaves = jax.tree.leaves(expert)
+        z = _features(predict, merged, places[0], x)
+        y = _features(predict, expert, places[0], x)
+        each = _solve_for_task(z, y, leaves[places[0]], beta)
+        moments.append(each[0])
+        targets.append(each[1])
+        biases.append(None if places[1] is None else leaves[places[1]])
+    stacked = None if places[1] is None else jnp.stack(biases)
+    return ReACT(
+        merged,
+        jnp.stack(moments),
+        jnp.stack(targets),
+        stacked,
+        places,
+        task_vectors.names,
+    )
+
+
+@eqx.filter_jit
+def _solve_for_task(
+    z: Float[Array, "examples inputs"],
+    y: Float[Array, "examples inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    beta: float,
+) -> tuple[Float[Array, "inputs inputs"], Float[Array, "inputs outputs"]]:
+    """Compute $C_t$ and $C_t W_t K_t$ from features of the merge and of the expert."""
+    z, y, kernel = widened(z), widened(y), widened(kernel)
+    with jax.default_matmul_precision("highest"):
+        cross = z.T @ y
+        u, _, vt = jnp.linalg.svd(cross)
+        rotation = u @ vt  # the orthogonal Procrustes problem
+        moments = z.T @ z + beta * jnp.eye(z.shape[1])
+        return moments, (cross + beta * rotation) @ kernel
+
+
+@eqx.filter_jit
+def _features(
+    predict: Predict, params: PyTree, place: int, inputs: PyTree
+) -> Float[Array, "examples inputs"]:
+    """Compute what the last kernel reads: the derivative of an output in its column."""
+    leaves = jax.tree.leaves(params)
+    widest = widened(leaves[place])  # features in less precision would not give the outputs
+
+    def first_output(kernel: Array, example: PyTree) -> Array:
+        params_with = _tree.rebuild(params, [*leaves[:place], kernel, *leaves[place + 1 :]])
+        outputs = predict(params_with, jax.tree.map(lambda x: x[None], example))
+        return outputs.reshape(-1)[0]
+
+    def one(example: PyTree) -> Array:
+        return jax.grad(first_output)(widest, example)[:, 0]
+
+    return jax.lax.map(one, inputs, batch_size=64)
+
+
+def _last_layer(predict: Predict, params: PyTree, inputs: PyTree) -> tuple[int, int | None]:
+    """Find the kernel whose product is the output, and the bias that is added to it."""
+    some = jax.tree.map(lambda x: x[:8], inputs)
+    *_, path = gram_matrices(predict, params, some)  # the last one used
+    leaves = _tree.leaves(params)
+    place = [leaf.path for leaf in leaves].index(path)
+    kernel = jnp.asarray(leaves[place].value)
+    outputs = jnp.asarray(predict(params, some))
+    outputs = outputs.reshape(len(outputs), -1)
+    if kernel.ndim == 2 and outputs.shape[1] == kernel.shape[1]:
+        bias = _bias(predict, params, some, outputs.shape[1])
+        product = _features(predict, params, place, some) @ kernel
+        product = product + (0 if bias is None else leaves[bias].value)
+        off = jnp.max(jnp.abs(widened(outputs) - product))
+        close = max(1e-3, 8 * float(jnp.finfo(outputs.dtype).eps))
+        if off <= close * jnp.max(jnp.abs(outputs)):
+            return place, bias
+    raise ValueError(
+        f"The last layer is solved for, but the outputs of `predict` are not a product of "
+        f"features with {path}, the last kernel that is used, plus a bias. Let `predict` "
+        "return logits, and merge the head that gives them."
+    )
+
+
+def _bias(predict: Predict, params: PyTree, inputs: PyTree, size: int) -> int | None:
+    """Find the leaf that the outputs are equal to but for what does not depend on it."""
+    leaves, example = jax.tree.leaves(params), jax.tree.map(lambda x: x[:1], inputs)
+    for i, leaf in enumerate(leaves):
+        if np.shape(leaf) != (size,) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+
+        def outputs(value: Array, i: int = i) -> Array:
+            changed = _tree.rebuild(params, [*leaves[:i], value, *leaves[i + 1 :]])
+            return predict(changed, example).reshape(-1)
+
+        if np.array_equal(jax.jacobian(outputs)(leaf), np.eye(size)):
+            return i
+    return None
