@@ -1,5 +1,7 @@
 """Evolution: known and degenerate fronts, tracing, and as evosax users call it."""
 
+import cProfile
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -264,3 +266,10 @@ def test_errors_of_shapes(name, key):
     state = algorithm.init(key, population, population, params)
     with pytest.raises(ValueError, match=r"`fitness` has shape \(12, 3\)"):
         algorithm.tell(key, population, jnp.zeros((12, 3)), state, params)
+
+
+def test_runs_under_a_profiler(key):
+    # It holds references to arrays that nobody else does.
+    objective = Quadratics(jnp.eye(2))
+    front = cProfile.Profile().runcall(evolve, objective, SMALL, 3, key=key)
+    assert len(front) > 0

@@ -100,9 +100,9 @@ def evolve(
     if start is not None:
         given = read_start(start, num)[:size]
         first[: len(given)] = np.clip((given - lower) / width, 0, 1)
-    words = random.integers(2**32, size=(num_generations, 2, 2), dtype=np.uint32)
     # Room for more, so that another number of generations compiles nothing.
-    words.resize((room_for(num_generations, _USUAL_GENERATIONS), 2, 2))
+    words = np.zeros((room_for(num_generations, _USUAL_GENERATIONS), 2, 2), np.uint32)
+    words[:num_generations] = random.integers(2**32, size=(num_generations, 2, 2))
     # In columns, as the archive reads them.
     weights = archive_weights(search.num_objectives, archive_size).T.astype(dtype, "C")
     if params is None:

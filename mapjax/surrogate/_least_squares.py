@@ -76,7 +76,11 @@ def factorise(
     full, least = rank >= full_rank, plain[full_rank - 1]
     condition_number = jnp.where(full, plain[0] / jnp.where(full, least, 1.0), jnp.inf)
 
-    left, singular, right = jnp.linalg.svd(matrix / stiffness, full_matrices=False)
+    # On CPU the default method's threads wait for each other where other processes work
+    # too: 90 ms instead of 0.3 for 90 samples. This one takes 0.4 ms, with or without.
+    left, singular, right = lax.linalg.svd(
+        matrix / stiffness, full_matrices=False, algorithm=lax.linalg.SvdAlgorithm.QR
+    )
     return Factorization(
         mean=mean,
         scale=scale * stiffness,
