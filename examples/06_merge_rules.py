@@ -9,28 +9,17 @@ import sys
 
 import jax
 import numpy as np
-from digits import init, load, predict, train
+from digits import four_views, predict
 
 import mapjax as mj
 from mapjax import transforms
 
-squares, labels, first, second = load()
-views = {
-    "upright": squares,
-    "flipped": squares[:, ::-1],
-    "mirrored": squares[:, :, ::-1],
-    "turned": squares.transpose(0, 2, 1)[:, ::-1],
-}
-views = {name: x.reshape(-1, 64) for name, x in views.items()}
-together = np.concatenate([x[first] for x in views.values()])
-base = train(init(jax.random.key(0)), together, np.tile(labels[first], 4), 15)
-experts = {name: train(base, x[first], labels[first], 60) for name, x in views.items()}
+base, experts, seen, images, labels = four_views()
 tv = mj.TaskVectors.from_params(base, experts)
 
 # RegMean asks for the inputs of every layer, without labels; the others for nothing.
 grams = {
-    name: transforms.gram_matrices(predict, experts[name], x[first])
-    for name, x in views.items()
+    name: transforms.gram_matrices(predict, experts[name], x) for name, x in seen.items()
 }
 rules = {
     "task arithmetic": tv,
@@ -44,7 +33,7 @@ rules = {
 }
 
 # Ones are what each paper proposes. The same budget traces a front around them.
-tasks = [mj.Task(name, predict, x[second], labels[second]) for name, x in views.items()]
+tasks = [mj.Task(name, predict, x, labels) for name, x in images.items()]
 solutions, volumes = {}, {}
 for name, vectors in rules.items():
     evaluator = mj.Evaluator(vectors, tasks)

@@ -71,3 +71,24 @@ def two_views(num_train=900):
     base = train(init(jax.random.key(0)), together, np.tile(train_labels, 2), 20)
     experts = {name: train(base, x, train_labels, 60) for name, x in train_images.items()}
     return base, experts, images, labels
+
+
+def four_views():
+    """Train a base that hardly reads any digit, and an expert on each of four views.
+
+    Returns the base, the experts by name, the images that they were trained on by name,
+    held-out images by name, and the labels of these.
+    """
+    squares, labels, first, second = load()
+    whole = {
+        "upright": squares,
+        "flipped": squares[:, ::-1],
+        "mirrored": squares[:, :, ::-1],
+        "turned": squares.transpose(0, 2, 1)[:, ::-1],
+    }
+    whole = {name: x.reshape(-1, 64) for name, x in whole.items()}
+    seen, images = ({n: x[rows] for n, x in whole.items()} for rows in (first, second))
+    together = np.concatenate(list(seen.values()))
+    base = train(init(jax.random.key(0)), together, np.tile(labels[first], 4), 15)
+    experts = {name: train(base, x, labels[first], 60) for name, x in seen.items()}
+    return base, experts, seen, images, labels[second]
