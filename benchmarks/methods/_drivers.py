@@ -60,9 +60,9 @@ def on_regmean_mean(suite: Suite, budget: int) -> Found:
     return with_driver(suite, budget, rule=mj.rules.regmean_mean(*with_grams(suite)))
 
 
-def on_react(suite: Suite, budget: int) -> Found:
+def on_react(suite: Suite, budget: int, **options: Any) -> Found:
     """Run `map_front` on the preferences of `rules.react`, which reads the same."""
-    return with_driver(suite, budget, rule=react(suite))
+    return with_driver(suite, budget, rule=react(suite), **options)
 
 
 def react(suite: Suite, most: int = 500) -> Any:

@@ -65,6 +65,12 @@ METHODS: dict[str, Method] = {
     "bayesian_front": Method(
         partial(_drivers.with_driver, driver=mj.bayesian_front), "all defaults", True
     ),
+    "bayesian_front_react": Method(
+        partial(_drivers.on_react, driver=mj.bayesian_front),
+        "on the preferences of `rules.react`",
+        True,
+        only=_SHARED_HEAD,
+    ),
     "nested_front": Method(
         partial(_drivers.with_driver, driver=mj.nested_front), "all defaults", True
     ),
