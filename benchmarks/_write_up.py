@@ -37,8 +37,8 @@ out*: mean score of the pick at equal preference on two tasks that no model has 
 What else a method reads its settings say: inputs of training examples (RegMean, Fisher, \
 ReACT, and drivers on their rules), or steps of gradients (AdaMerging).
 - *seconds*: the whole run, evaluations and compiling included. The first method of a process \
-pays for what those after it share, and many ran while others had the same cores: only orders of \
-magnitude say something. *MB*: by how much the process grew.
+pays for what those after it share, and many ran while others had the same cores: only orders \
+of magnitude say something. *MB*: by how much the process grew.
 """
 
 
