@@ -73,6 +73,7 @@ def test_fits_are_vmapped():
         return fit(
             c, scores, jnp.ones((K, T)), zeros, ones, zeros, jnp.zeros(1),
             links=("identity",) * T, shared=False, keep_zero=True,
+            num_unknowns=(N + 1) * (N + 2) // 2,
         )  # fmt: skip
 
     both = jax.jit(jax.vmap(one))(s)
