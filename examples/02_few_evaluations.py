@@ -7,26 +7,14 @@ sharpens it.
 
 import jax
 import numpy as np
-from digits import init, load, predict, train
+from digits import four_views, predict
 
 import mapjax as mj
 
-upright, labels, first, second = load()
-views = {
-    "upright": upright,
-    "flipped": upright[:, ::-1],
-    "mirrored": upright[:, :, ::-1],
-    "turned": upright.transpose(0, 2, 1)[:, ::-1],
-}
-views = {name: x.reshape(-1, 64) for name, x in views.items()}
-
-together = np.concatenate([x[first] for x in views.values()])
-base = train(init(jax.random.key(0), num_hidden=2), together, np.tile(labels[first], 4), 60)
-experts = {name: train(base, x[first], labels[first], 60) for name, x in views.items()}
-
+base, experts, _, images, labels = four_views(num_steps=60, num_hidden=2)
 evaluator = mj.Evaluator(
     mj.TaskVectors.from_params(base, experts),
-    [mj.Task(name, predict, x[second], labels[second]) for name, x in views.items()],
+    [mj.Task(name, predict, x, labels) for name, x in images.items()],
 )
 
 # Five evaluations: the outputs of every image are interpolated between base and experts,
@@ -38,10 +26,10 @@ guess = solution.predicted(c)
 assert guess.std is not None
 measured = np.asarray(evaluator(c[None]))[0]
 for name, row in zip(
-    views, np.stack([guess.scores[0], guess.std[0], measured], axis=1), strict=True
+    images, np.stack([guess.scores[0], guess.std[0], measured], axis=1), strict=True
 ):
     print(f"{name:9} predicted {row[0]:.3f} +- {row[1]:.3f}, measured {row[2]:.3f}")
-weights = np.array([preference.get(name, 0.0) for name in views])
+weights = np.array([preference.get(name, 0.0) for name in images])
 had = float(np.max(np.asarray(solution.samples.scores) @ weights))
 print(f"for {preference}: base and experts {had:.3f}, merge {measured @ weights:.3f}")
 assert measured @ weights > had

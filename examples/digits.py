@@ -67,14 +67,12 @@ def two_views(num_train=900):
     Returns the base, the experts by name, and held-out images by name with their labels.
     """
     train_images, train_labels, images, labels = views(num_train)
-    together = np.concatenate(list(train_images.values()))
-    base = train(init(jax.random.key(0)), together, np.tile(train_labels, 2), 20)
-    experts = {name: train(base, x, train_labels, 60) for name, x in train_images.items()}
+    base, experts = base_and_experts(train_images, train_labels, 20)
     return base, experts, images, labels
 
 
-def four_views():
-    """Train a base that hardly reads any digit, and an expert on each of four views.
+def four_views(num_steps=15, num_hidden=1):
+    """Train a base, which after 15 steps hardly reads any digit, and four experts.
 
     Returns the base, the experts by name, the images that they were trained on by name,
     held-out images by name, and the labels of these.
@@ -88,7 +86,13 @@ def four_views():
     }
     whole = {name: x.reshape(-1, 64) for name, x in whole.items()}
     seen, images = ({n: x[rows] for n, x in whole.items()} for rows in (first, second))
-    together = np.concatenate(list(seen.values()))
-    base = train(init(jax.random.key(0)), together, np.tile(labels[first], 4), 15)
-    experts = {name: train(base, x, labels[first], 60) for name, x in seen.items()}
+    base, experts = base_and_experts(seen, labels[first], num_steps, num_hidden)
     return base, experts, seen, images, labels[second]
+
+
+def base_and_experts(images, labels, num_steps, num_hidden=1):
+    """Train a base on all views of the same digits, and from it an expert on each."""
+    together = np.concatenate(list(images.values()))
+    start = init(jax.random.key(0), num_hidden)
+    base = train(start, together, np.tile(labels, len(images)), num_steps)
+    return base, {name: train(base, x, labels, 60) for name, x in images.items()}

@@ -14,7 +14,6 @@ from mapjax._keys import generator
 from mapjax._run import Run
 from mapjax._solution import Solution
 from mapjax._types import PRNGKey
-from mapjax.design import make_design
 from mapjax.surrogate import Outputs
 
 _MOST_ROUNDS = 10
@@ -150,9 +149,7 @@ def bayesian_front(
     first = min(budget, run.num_start + (not isinstance(run.family, Outputs)))
     size = batch_size or max(1, math.ceil((budget - first) / _MOST_ROUNDS))
     size = min(size, _NUM_CANDIDATES)
-    shape: dict[str, Any] = dict(bounds=run.domain.bounds, num_experts=run.num_experts)
-    design = design or run.domain.design
-    start = make_design(design, first, run.num_coefficients, key=design_key, **shape)
+    start = run.domain.sample(first, design_key, design)
     with run.keeping_samples():
         run.evaluate(start)
         for done in [*range(first, budget, size), budget]:
@@ -175,7 +172,7 @@ def bayesian_front(
 
 
 def _propose(
-    run: Run, acquisition: str, design: str, count: int, key: PRNGKey
+    run: Run, acquisition: str, design: str | None, count: int, key: PRNGKey
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose a batch, and say by which share each should raise the hypervolume."""
     from mapjax import search  # evosax and flax behind it load only when needed
@@ -211,7 +208,7 @@ def _propose(
     return candidates[np.asarray(found.chosen)], gains
 
 
-def _near_front(run: Run, design: str, key: PRNGKey) -> np.ndarray:
+def _near_front(run: Run, design: str | None, key: PRNGKey) -> np.ndarray:
     """Offer points of the front, points around them, and some of the design."""
     assert run.front is not None
     host_key, design_key = jax.random.split(key)
@@ -225,14 +222,8 @@ def _near_front(run: Run, design: str, key: PRNGKey) -> np.ndarray:
     near = np.clip(near + step * (upper - lower), lower, upper)
     near = np.asarray(run.domain.place(near))
     # What comes first in every design is known.
-    fresh = make_design(
-        design,
-        run.num_start + 1 + _NUM_CANDIDATES // 8,
-        run.num_coefficients,
-        bounds=run.domain.bounds,
-        num_experts=run.num_experts,
-        key=design_key,
-    )[-(_NUM_CANDIDATES // 8) :]
+    count = _NUM_CANDIDATES // 8
+    fresh = run.domain.sample(run.num_start + 1 + count, design_key, design)[-count:]
     return np.concatenate([front, near, np.asarray(fresh)]).astype(front.dtype)
 
 

@@ -20,13 +20,14 @@ class Domain(eqx.Module):
     Attributes:
         lower: Lower end of each coefficient.
         upper: Upper end of each coefficient.
-        num_experts: How many experts share the coefficients out, where these are to sum
-            to one; None where all of the box may be searched.
+        num_experts: How many experts share the coefficients out.
+        mixtures: Whether coefficients are to sum to one, in each group.
     """
 
     lower: Float[ArrayLike, " coefficients"]
     upper: Float[ArrayLike, " coefficients"]
-    num_experts: int | None = eqx.field(static=True, default=None)
+    num_experts: int = eqx.field(static=True)
+    mixtures: bool = eqx.field(static=True, default=False)
 
     @property
     def box(self) -> tuple[Any, Any]:
@@ -36,42 +37,42 @@ class Domain(eqx.Module):
     @property
     def bounds(self) -> Any:
         """Both ends, or "simplex", as a design is told."""
-        return self.box if self.num_experts is None else "simplex"
+        return "simplex" if self.mixtures else self.box
 
     @property
     def first(self) -> str:
         """What is evaluated besides the experts at first, in words."""
-        return "base" if self.num_experts is None else "uniform merge"
-
-    @property
-    def design(self) -> str:
-        """Where to sample, unless a driver is told otherwise."""
-        return "multiscale" if self.num_experts is None else "dirichlet"
+        return "uniform merge" if self.mixtures else "base"
 
     @property
     def num_tied(self) -> int:
         """How many sums of coefficients are fixed: one for each group, or none."""
-        return 0 if self.num_experts is None else len(self.lower) // self.num_experts
+        return len(self.lower) // self.num_experts if self.mixtures else 0
 
     def place(
         self, coefficients: Float[ArrayLike, "*batch coefficients"]
     ) -> Float[Array, "*batch coefficients"]:
         """Scale coefficients of the box so that they sum to one, where they are to."""
-        if self.num_experts is None:
+        if not self.mixtures:
             return jnp.asarray(coefficients)
         return to_simplex(coefficients, self.num_experts)
+
+    def sample(
+        self, count: int, key: PRNGKey, design: str | None = None
+    ) -> Float[Array, "points coefficients"]:
+        """Make a design, by default "multiscale" in a box and "dirichlet" of mixtures."""
+        usual = "dirichlet" if self.mixtures else "multiscale"
+        shape: dict[str, Any] = dict(bounds=self.bounds, num_experts=self.num_experts)
+        return make_design(design or usual, count, len(self.lower), key=key, **shape)
 
     def start(self, count: int, key: PRNGKey) -> np.ndarray:
         """Draw points for a search to begin from; none where those of the box will do.
 
         Points of the box crowd around the uniform mixture once they are scaled.
         """
-        if self.num_experts is None:
+        if not self.mixtures:
             return np.zeros((0, len(self.lower)), np.float32)
-        experts = {"num_experts": self.num_experts, "bounds": "simplex"}
-        return np.asarray(
-            make_design("dirichlet", count, len(self.lower), **experts, key=key)
-        )
+        return np.asarray(self.sample(count, key))
 
     def is_new(self, candidates: np.ndarray, known: Any) -> np.ndarray:
         """Tell which candidates are neither known nor repeat an earlier one."""
@@ -87,8 +88,8 @@ def read_domain(bounds: Any, problem: Problem) -> Domain:
     bounds = problem.bounds if bounds is None else bounds
     if isinstance(bounds, str) and bounds == "simplex":
         ends = read_box((0.0, 1.0), problem.num_coefficients)
-        return Domain(*ends, num_experts=problem.num_experts)
-    return Domain(*read_box(bounds, problem.num_coefficients))
+        return Domain(*ends, problem.num_experts, mixtures=True)
+    return Domain(*read_box(bounds, problem.num_coefficients), problem.num_experts)
 
 
 def read_box(bounds: Any, num_coefficients: int) -> tuple[Array, Array]:

@@ -11,7 +11,6 @@ import numpy as np
 from mapjax._arguments import check_least
 from mapjax._run import Run
 from mapjax._solution import Solution
-from mapjax.design import make_design
 from mapjax.surrogate import Outputs
 
 _MOST_ROUNDS = 10
@@ -139,14 +138,7 @@ def map_front(
     )
     batches = _batches(run, rounds)
     design_key, key = jax.random.split(key)
-    first = make_design(
-        design or run.domain.design,
-        batches[0],
-        run.num_coefficients,
-        bounds=run.domain.bounds,
-        num_experts=run.num_experts,
-        key=design_key,
-    )
+    first = run.domain.sample(batches[0], design_key, design)
     with run.keeping_samples():
         run.evaluate(first)
         for count in [*batches[1:], 0]:

@@ -131,9 +131,8 @@ LIGHT: dict[str, Any] = dict(key=KEY, num_generations=40, num_points=40)
 
 def test_samples_on_a_line_do_not_determine_a_quadratic():
     def only_on_an_edge(c):
-        c = np.asarray(c)
-        scores = np.stack([c[:, 0], 1 - c[:, 0] ** 2], axis=1)
-        return np.where(c[:, 1:] == 0, scores, np.nan)
+        x, y = np.asarray(c).T
+        return np.where(y[:, None] == 0, np.stack([x, 1 - x**2], axis=1), np.nan)
 
     options: dict[str, Any] = dict(design="simplex_lattice", budget=30, rounds=1)
     with pytest.warns(UserWarning, match="do not determine the quadratic"):
