@@ -1,6 +1,6 @@
 """What is really reachable: a pool of direct evaluations, kept on disk, and the figures."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,20 @@ from mapjax import io, pareto
 from mapjax._sizes import room_for
 
 _VERSION = 1  # of the pool: raise it when `_draw` changes
+
+
+class Reachable(NamedTuple):
+    """What the best known merges reach.
+
+    Attributes:
+        ideal: The best score of each task, `[T]`.
+        preferred: The best weighted score for each preference.
+        front: 500 points spread over the best front, normalised and minimised.
+    """
+
+    ideal: np.ndarray
+    preferred: np.ndarray
+    front: np.ndarray
 
 
 class Truth:
@@ -33,6 +47,7 @@ class Truth:
         self.suite = suite
         self._known: dict[bytes, np.ndarray] = {}
         self._others: list[np.ndarray] = []
+        self._reachable: Reachable | None = None
         rng = np.random.default_rng(0)
         self.preferences = rng.dirichlet(np.ones(len(suite.names)), num_preferences)
         name = f"{suite.name}-{suite.seed}-{size}-{_VERSION}-{suite.fingerprint()}.npz"
@@ -65,6 +80,7 @@ class Truth:
 
     def add(self, coefficients: np.ndarray, scores: np.ndarray, rule: Any = None) -> None:
         """Take note of evaluations made elsewhere."""
+        self._reachable = None
         if rule is not None:
             self._others.append(np.asarray(scores, float))
             return
@@ -81,9 +97,16 @@ class Truth:
         """Return the scores of everything known, by whatever rule it was merged."""
         return np.concatenate([self.pool()[1], *self._others])
 
-    def best(self) -> np.ndarray:
-        """Find the best weighted score known for every preference."""
-        return np.nanmax(self.preferences @ self.scores().T, axis=1)
+    def reachable(self) -> Reachable:
+        """Find the best of all that is known, once for many figures."""
+        if self._reachable is None:
+            scores = self.scores()
+            ideal = np.nanmax(scores, axis=0)
+            front = _non_dominated(scores, ideal)
+            front = front[np.asarray(pareto.spread_subset(front, 500))]
+            preferred = np.nanmax(self.preferences @ scores.T, axis=1)
+            self._reachable = Reachable(ideal, preferred, front)
+        return self._reachable
 
     def regret(self, scores: np.ndarray, picked_by: np.ndarray | None = None) -> float:
         """Average over preferences what a choice among points loses, in points.
@@ -95,7 +118,7 @@ class Truth:
         picked_by = scores if picked_by is None else picked_by
         index = np.nanargmax(self.preferences @ np.asarray(picked_by).T, axis=1)
         gained = np.sum(self.preferences * scores[index], axis=1)
-        return 100 * float(np.mean(self.best() - gained))
+        return 100 * float(np.mean(self.reachable().preferred - gained))
 
     def hypervolume(self, scores: np.ndarray) -> float:
         """Measure the dominated share of the box from zero to the best of every task.
@@ -105,10 +128,7 @@ class Truth:
         all sets of points, so that differences are more exact than the standard error of
         about 0.07.
         """
-        points = self._normalized(scores)
-        # Copies fill up to a power of two, so that few sizes are compiled.
-        more = room_for(len(points)) - len(points)
-        points = np.concatenate([points, np.repeat(points[:1], more, 0)])
+        points = _padded(_non_dominated(scores, self.reachable().ideal))
         corner = np.zeros(points.shape[1])
         if len(corner) <= 4:
             return 100 * float(pareto.hypervolume(points, corner))
@@ -126,15 +146,9 @@ class Truth:
 
         On average over 500 points spread over that front, in percent of each task's best.
         """
-        best = self._normalized(self.scores())
-        best = best[np.asarray(pareto.spread_subset(best, 500))]
-        return 100 * float(pareto.igd_plus(self._normalized(scores), best))
-
-    def _normalized(self, scores: np.ndarray) -> np.ndarray:
-        """Divide by each task's best, minimise, and leave out what is dominated."""
-        ideal = np.nanmax(self.scores(), axis=0)
-        points = -scores[np.isfinite(scores).all(axis=1)] / ideal
-        return points[np.asarray(pareto.non_dominated(points))]
+        best = self.reachable()
+        points = _padded(_non_dominated(scores, best.ideal))
+        return 100 * float(pareto.igd_plus(points, best.front))
 
     def shown(self, found: Found, most: int = 100) -> np.ndarray:
         """Choose the points of a predicted front that are evaluated to judge it.
@@ -163,3 +177,16 @@ class Truth:
         _, places = np.unique(order, return_index=True)
         first = coefficients[order[np.sort(places)[:60]]].astype(float)
         methods.nsga3_from(self, first, 2 * each + 60, 0)
+
+
+def _non_dominated(scores: np.ndarray, ideal: np.ndarray) -> np.ndarray:
+    """Divide by each task's best, minimise, and leave out what is dominated."""
+    points = -scores[np.isfinite(scores).all(axis=1)] / ideal
+    return points[np.asarray(pareto.non_dominated(points))]
+
+
+def _padded(points: np.ndarray) -> np.ndarray:
+    """Repeat a point up to a power of two, so that few sizes are compiled."""
+    return np.concatenate(
+        [points, np.repeat(points[:1], room_for(len(points)) - len(points), 0)]
+    )

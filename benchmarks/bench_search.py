@@ -1,5 +1,6 @@
 """Search against pymoo and DEAP: a surrogate's front, and the test problems of the field."""
 
+import gc
 import json
 import statistics
 import subprocess
@@ -153,6 +154,7 @@ def cold(who: str, num: int) -> None:
     objective = quadratics(num)
     directions = np.asarray(pareto.reference_directions(num, DIRECTIONS), float)
     function, key = in_numpy(objective), jax.random.key(0)
+    gc.freeze()  # what the imports of both have left is nobody's to look through
     begun = time.perf_counter()
     if who == "ours":
         algorithm = search.NSGA3(DIRECTIONS, num, num, directions)

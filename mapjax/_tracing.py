@@ -17,7 +17,7 @@ from mapjax._types import ArrayLike, PRNGKey
 
 NUM_DRAWS = 64
 _CAUTION = 1.0
-_NUM_STEPS = 30
+_NUM_STEPS = 20
 _ROUGH_SHARE = 0.2
 USUAL_FRONT = 512
 
@@ -86,7 +86,8 @@ def trace(
         bounds=domain.box,
         key=key,
         start=start if len(start) else None,
-        archive_size=num_points * (2 if len(signs) <= 3 else 5),
+        # With the population and the directions, fronts of 100 points have a usual size.
+        archive_size=num_points * (2 if len(signs) <= 3 else 4),
     )
     if surrogate.differentiable:
         found = search.polish(

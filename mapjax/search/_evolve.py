@@ -107,6 +107,8 @@ def evolve(
     weights = archive_weights(search.num_objectives, archive_size).T.astype(dtype, "C")
     if params is None:
         params = search.default_params
+    # By way of NumPy, since weak types would be compiled anew.
+    params = jax.tree.map(lambda x: jax.device_put(np.asarray(x)), params)
 
     unit, scores = jax.device_get(
         quick_jit(_evolve)(

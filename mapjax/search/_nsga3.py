@@ -15,7 +15,7 @@ from mapjax.search._fronts import leading_fronts
 from mapjax.search._niching import associate, niche_levels
 from mapjax.search._normalize import extreme_points, front_width
 from mapjax.search._random import random_words, uniform
-from mapjax.search._variation import VariationParams, offspring
+from mapjax.search._variation import VariationParams, offspring, variation
 
 
 @struct.dataclass
@@ -98,12 +98,9 @@ class NSGA3(MultiObjectiveAlgorithm):
 
     @property
     def _default_params(self) -> NSGA3Params:
+        directions = jnp.asarray(self.reference_directions)
         return NSGA3Params(
-            crossover_rate=jnp.asarray(1.0),
-            crossover_eta=jnp.asarray(30.0),
-            mutation_rate=jnp.asarray(1 / self.num_dims),
-            mutation_eta=jnp.asarray(20.0),
-            reference_directions=jnp.asarray(self.reference_directions),
+            **variation(self.num_dims, rate=1.0, eta=30.0), reference_directions=directions
         )
 
     def _start(

@@ -1,6 +1,10 @@
 """Offspring in the unit box: simulated binary crossover and polynomial mutation."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from evosax.types import Params
 from flax import struct
 from jaxtyping import Array, Float
@@ -26,6 +30,14 @@ class VariationParams(Params):
     crossover_eta: Float[Array, ""]
     mutation_rate: Float[Array, ""]
     mutation_eta: Float[Array, ""]
+
+
+def variation(num_dims: int, *, rate: float, eta: float) -> dict[str, Array]:
+    """Cross as asked, and mutate one coefficient on average, by steps of index 20."""
+    numbers = np.asarray([rate, eta, 1 / num_dims, 20.0], jnp.result_type(float))
+    # Not by `jnp.asarray`, which compiles a conversion of a Python number.
+    names = (field.name for field in dataclasses.fields(VariationParams))
+    return dict(zip(names, map(jax.device_put, numbers), strict=True))
 
 
 def offspring(
