@@ -160,7 +160,8 @@ def merge(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence) -> PyTr
 
     Sums in float32 at least and rounds once, to the dtype of each leaf of the base.
     Differentiable in the coefficients. For a batch of merges, `jax.vmap` it over the
-    coefficients: one compiled pass makes all of them.
+    coefficients: one compiled pass makes all of them, and with `out_axes=-1` it also reads
+    the base and the vectors only once on a CPU.
 
     Args:
         task_vectors: The base and the vectors.

@@ -1,6 +1,6 @@
 """Runs before `mapjax` is imported: type checks on, four CPU devices, no GPU.
 
-Most of the time goes into compiling what runs once: two options compile it quicker, and
+Most of the time goes into compiling what runs once: four options compile it quicker, and
 what one process compiled is there for the others.
 """
 
@@ -16,6 +16,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=4",
         "--xla_cpu_use_fusion_emitters=false",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_backend_optimization_level=1",
+        "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
 

@@ -22,7 +22,12 @@ def with_rule(
     """
     if rule is None:
         return evaluator
-    return mj.Evaluator(rule, evaluator.tasks, num_coefficients=num_coefficients)
+    return mj.Evaluator(
+        rule,
+        evaluator.tasks,
+        num_coefficients=num_coefficients,
+        batch_size=evaluator.batch_size,
+    )
 
 
 class Suite(NamedTuple):
