@@ -13,6 +13,15 @@ from mapjax.surrogate import Outputs
 _OUTPUTS_SHARE = 0.25
 
 
+def check_budget(budget: int, cost: int, first: str, num_experts: int) -> None:
+    """Refuse a budget that does not even pay for what every run starts with."""
+    if budget < (least := cost * (num_experts + 1)):
+        raise ValueError(
+            f"`budget` is {budget}, but the {first} and {num_experts} experts alone take "
+            f"{least} evaluations. Pass at least that."
+        )
+
+
 def check_least(name: str, value: int | None, least: int) -> None:
     """Refuse a number that is too small."""
     if value is not None and value < least:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mapjax import pareto
-from mapjax._arguments import check_least, read_surrogate
+from mapjax._arguments import check_budget, check_least, read_surrogate
 from mapjax._domain import read_domain
 from mapjax._keys import check_key, generator
 from mapjax._result import RESULTS, Front, Samples, judge
@@ -90,12 +90,7 @@ class Run:
         check_least("num_generations", num_generations, 1)
         self.family = read_surrogate(surrogate, evaluate, budget)
         by_outputs = isinstance(self.family, Outputs)
-        if budget < (least := self.cost * (problem.num_experts + 1)):
-            first = f"the {self.domain.first} and {problem.num_experts} experts"
-            raise ValueError(
-                f"`budget` is {budget}, but {first} alone take {least} evaluations. Pass at "
-                "least that."
-            )
+        check_budget(budget, self.cost, self.domain.first, problem.num_experts)
         ends = [np.asarray(end).tolist() for end in self.box]
         options = (self.family, link, link_bounds, ridge, num_points, num_generations, plan)
         kind = ("simplex",) * bool(self.domain.num_tied)
@@ -205,8 +200,9 @@ class Run:
         These were chosen for being predicted to be good, which leave-one-out errors do not
         know of: later standard deviations are scaled up to what was seen here.
         """
-        predicted = np.asarray(self.fitted(coefficients))
-        std = np.asarray(self.fitted.std(coefficients))
+        room, points = padded(coefficients), len(coefficients)
+        predicted = np.asarray(self.fitted(room))[:points]
+        std = np.asarray(self.fitted.std(room))[:points]
         measured = np.asarray(self.evaluate(coefficients))
         surprise = (measured - predicted) / np.where(std > 0, std, np.nan)
         seen = np.nanmean(surprise**2) if np.isfinite(surprise).any() else 1.0
@@ -233,7 +229,8 @@ class Run:
                     self.result = RESULTS.rank_deficient
             else:
                 tasks = problem.evaluate.tasks
-                correct = self.family.correct and len(samples) >= self.num_unknowns
+                # Where there will be one, from the first: what is compiled serves all.
+                correct = self.family.correct and self.capacity >= self.num_unknowns
                 values = np.asarray(samples.scores) * self.signs @ self.preferences.T
                 self.fitted = fit_outputs(
                     samples.coefficients,
@@ -244,6 +241,7 @@ class Run:
                     degree=self.family.degree,
                     ridge=self.family.ridge,
                     scalar=self._fit_scalar(samples) if correct else None,
+                    num_unknowns=self.num_unknowns,
                     importance=importance(values),
                     capacity=self.capacity,
                     num_experts=self.num_experts,
@@ -253,14 +251,15 @@ class Run:
 
     def trace(self, key: PRNGKey, *, rough: bool = False) -> Front:
         """Trace the front of the last surrogate; roughly, where it only leads to the next."""
-        options: dict[str, Any] = dict(
-            num_points=self.num_points,
-            num_generations=self.num_generations,
-            rough=rough,
-            start=self._start(key),
-        )
         with self._timed("search"):
-            self.front = trace(self.fitted, self.signs, self.domain, key=key, **options)
+            self.front = trace(
+                *(self.fitted, self.signs, self.domain),
+                num_points=self.num_points,
+                num_generations=self.num_generations,
+                rough=rough,
+                start=self._start(key),
+                key=key,
+            )
         return self.front
 
     def predict(self, coefficients: Any) -> None:
@@ -290,9 +289,9 @@ class Run:
         return candidates[chosen]
 
     def expected_gain(self) -> float:
-        """Say how much better than every sample the front is predicted to be.
+        """Say by how much the front is predicted to beat every sample, in units of scores.
 
-        In units of the scores, on average over preferences; also notes it for `stats`.
+        On average over preferences; also notes it for `stats`.
         """
         assert self.front is not None
         samples = self.recorder.samples

@@ -58,7 +58,10 @@ def test_two_processes_give_the_answer_of_one(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": os.path.dirname(__file__)}
+    # Compiled as here, to the last bit, but with a device in each process.
+    words = os.environ["XLA_FLAGS"].split()
+    flags = " ".join(word for word in words if "device_count" not in word)
+    env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.path.dirname(__file__)}
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, address, str(i), str(path)],

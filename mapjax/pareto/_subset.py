@@ -10,6 +10,8 @@ from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
 from mapjax.pareto._checks import as_points, check_count
 
+_USUAL_POINTS = 512
+
 
 def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:
     """Choose points that are far apart, the best of each objective first.
@@ -44,7 +46,7 @@ def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:
     complete = np.isfinite(points).all(axis=1)
     count = min(num_points, int(np.sum(complete)))
     # Rows that count for nothing, up to a power of two, so that few sizes are compiled.
-    missing = room_for(len(points)) - len(points)
+    missing = room_for(len(points), _USUAL_POINTS) - len(points)
     points = np.pad(points, ((0, missing), (0, 0)))
     return _farthest(
         jnp.asarray(points), jnp.asarray(np.pad(complete, (0, missing))), count

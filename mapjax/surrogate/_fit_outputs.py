@@ -25,6 +25,10 @@ _LEAST_BLEND = 0.02
 _LEAST_JUDGES = 5
 BLOCK = 2**14
 """Outputs of one merge that are predicted at once."""
+_SETS = 64
+"""Weighted sums of samples that are scored by one call, so that one size is compiled."""
+_LEAST_ROOM = 32
+"""Samples that there is room for at least, so that few sizes are compiled."""
 
 
 class _Gram(NamedTuple):
@@ -72,6 +76,7 @@ def fit_outputs(
     degree: float | int | str = "auto",
     ridge: float | int | str = "auto",
     scalar: Quadratic | None = None,
+    num_unknowns: int = 0,
     importance: ArrayLike | None = None,
     capacity: int | None = None,
     num_experts: int | None = None,
@@ -98,6 +103,8 @@ def fit_outputs(
             squared residuals, or "auto" to choose from $10^{-5}$ to $10^{-1}$.
         scalar: A quadratic fitted to the same scores, to be mixed in by as much as
             lowers each task's leave-one-out error.
+        num_unknowns: How many samples determine that quadratic: from fewer, nothing of it
+            is mixed in.
         importance: Non-negative weights `[samples]` of the leave-one-out errors: a
             surrogate that is right near the front may be wrong about merges that nobody
             would take. All alike by default.
@@ -141,7 +148,7 @@ def fit_outputs(
     capacity = max(capacity or count, len(finite[0]))
     dtype = jnp.result_type(float)
     rows = [
-        _make(jax.tree.map(lambda x: _take(x, usable, dtype), tree), y, metric)
+        _make(jax.tree.map(lambda x: _take(x, usable, dtype, capacity), tree), y, metric)
         for tree, y, metric in zip(outputs, targets, metrics, strict=True)
     ]
     measured = (
@@ -165,11 +172,11 @@ def fit_outputs(
     looked_at, blend = predicted[best], np.zeros(len(rows))
     hat = chosen.hat(penalty)
     fitted = _scores(rows, hat, dtype)
-    if scalar is not None and len(others) > 2:
+    if scalar is not None and len(others) > 2 and count >= num_unknowns:
         theirs = np.asarray(scalar.left_out, np.float64)[usable]
         blend = _blend(looked_at[others], theirs[others], measured[others])
-    if scalar is None or blend.max() < _LEAST_BLEND:
-        blend, scalar = np.zeros(len(rows)), None
+    if blend.max() < _LEAST_BLEND:
+        blend = np.zeros(len(rows))
     else:
         looked_at = np.where(blend > 0, looked_at + blend * (theirs - looked_at), looked_at)
         fitted = fitted + blend * (np.asarray(scalar(c)) - fitted)
@@ -190,32 +197,36 @@ def fit_outputs(
     kept = np.full((capacity, len(rows)), np.nan)
     kept[usable[others]] = looked_at[others]
 
+    def on_device(value: Any) -> Array:
+        # By way of NumPy: `jnp.asarray` compiles a conversion of a Python number.
+        return jax.device_put(np.asarray(value, np.dtype(dtype)))
+
     def per_task(value: Any) -> Array:
-        return jnp.asarray(np.broadcast_to(value, len(rows)), dtype)
+        return on_device(np.broadcast_to(value, len(rows)))
 
     def filled(array: np.ndarray) -> Array:
         """Fill up with zeros, so that surrogates of one capacity have the same shapes."""
         room = [(0, capacity - count if size == count else 0) for size in array.shape]
-        return jnp.asarray(np.pad(array, room), dtype)
+        return on_device(np.pad(array, room))
 
     return OutputSurrogate(
-        degree=jnp.asarray(chosen.degree, dtype),
-        unit=jnp.asarray(unit, dtype),
-        samples=jnp.asarray(np.pad(c, ((0, capacity - count), (0, 0))), dtype),
+        degree=on_device(chosen.degree),
+        unit=on_device(unit),
+        samples=on_device(np.pad(c, ((0, capacity - count), (0, 0)))),
         share=filled(np.full(count, 1 / count)),
         inverse=filled(chosen.inverse(penalty)),
         gram_mean=filled(chosen.mean),
-        gram_total=jnp.asarray(chosen.total, dtype),
+        gram_total=on_device(chosen.total),
         tasks=tuple(_resize(r, capacity) for r in rows),
         noise=per_task(noise),
         flicker=per_task(0.0 if few else flicker),
         blend=per_task(blend),
         scalar=scalar,
-        left_out=jnp.asarray(kept, dtype),
+        left_out=on_device(kept),
         ridge=per_task(penalty),
         r2=per_task(_explained(measured, fitted)),
         loo_r2=per_task(_explained(measured[others], looked_at[others])),
-        rank=jnp.asarray(np.full(len(rows), chosen.rank)),
+        rank=jax.device_put(np.full(len(rows), chosen.rank, np.int32)),
         condition_number=per_task(np.sqrt(values.max() / values.min())),
     )
 
@@ -275,15 +286,15 @@ def _choices(given: Any, all_of_them: tuple) -> tuple:
 
 
 def _finite_rows(x: ArrayLike) -> np.ndarray:
-    return np.asarray(jnp.isfinite(jnp.asarray(x)).all(axis=tuple(range(1, x.ndim))))
+    return np.isfinite(np.asarray(x)).all(axis=tuple(range(1, x.ndim)))
 
 
-def _take(x: ArrayLike, usable: np.ndarray, dtype: Any) -> np.ndarray:
-    """Take the usable samples, with rows of zeros up to a power of two.
+def _take(x: ArrayLike, usable: np.ndarray, dtype: Any, capacity: int) -> np.ndarray:
+    """Take the usable samples, with rows of zeros up to a power of two or the capacity.
 
     What is compiled for one number of samples then serves others.
     """
-    room = room_for(len(usable), 8)
+    room = min(room_for(len(usable), _LEAST_ROOM), capacity)
     taken = np.zeros((room, *x.shape[1:]), jnp.promote_types(x.dtype, dtype))
     taken[: len(usable)] = np.asarray(x)[usable]
     return taken
@@ -296,23 +307,20 @@ def _make(outputs: PyTree, targets: PyTree, metric: Any) -> Rows:
     return make_rows(outputs, targets, metric, max(1, BLOCK // max(width, 1)))
 
 
-def _padded(matrix: np.ndarray, rows: Rows, dtype: Any) -> Array:
-    room = jax.tree.leaves(rows.outputs)[0].shape[1]
-    return jnp.asarray(np.pad(matrix, ((0, 0), (0, room - matrix.shape[1]))), dtype)
-
-
 def _scores(rows: list[Rows], matrix: np.ndarray, dtype: Any) -> np.ndarray:
     """Score weighted sums of samples, one per row of the matrix, on every task."""
-    count = len(matrix)
-    room = room_for(count, 8)
-    filled = np.pad(np.nan_to_num(matrix), ((0, room - count), (0, 0)))
-    scores = [_score_all(r, _padded(filled, r, dtype)) for r in rows]
-    found = np.stack([np.asarray(s, np.float64)[:count] for s in scores], axis=1)
-    return np.where(np.isnan(matrix).any(axis=1, keepdims=True), np.nan, found)
+    count, samples = matrix.shape
+    room = jax.tree.leaves(rows[0].outputs)[0].shape[1]
+    filled = np.zeros((-(-count // _SETS) * _SETS, room), np.dtype(dtype))
+    filled[:count, :samples] = np.nan_to_num(matrix)
+    blocks = np.split(filled, len(filled) // _SETS)
+    found = [[_score_all(task, block) for block in blocks] for task in rows]
+    scores = np.stack([np.concatenate(jax.device_get(x)) for x in found], axis=1)[:count]
+    return np.where(np.isnan(matrix).any(axis=1, keepdims=True), np.nan, scores)
 
 
 @eqx.filter_jit
-def _score_all(rows: Rows, matrix: Array) -> Float[Array, " sets"]:
+def _score_all(rows: Rows, matrix: Float[ArrayLike, "sets rows"]) -> Float[Array, " sets"]:
     return jax.lax.map(rows.score, matrix, batch_size=16)
 
 

@@ -47,7 +47,7 @@ class OutputSurrogate(eqx.Module):
         flicker: The same per unit of its root: single examples that change sides.
         blend: For each task, how much of `scalar` is mixed in, from 0 to 1: what leaves
             the least leave-one-out error.
-        scalar: A quadratic of the scores themselves; None where samples are too few.
+        scalar: A quadratic of the scores themselves, or None.
         left_out: Scores of every sample as predicted from all the others; NaN for the
             base and the experts, which are never left out.
         ridge: The penalty $\lambda$, the same for all tasks.
@@ -208,7 +208,9 @@ class OutputSurrogate(eqx.Module):
         scores = jnp.stack([task.score(weights) for task in self.tasks])
         if self.scalar is None:
             return scores
-        return scores + self.blend * (self.scalar(c) - scores)
+        # Of a task that it does not help it may say anything.
+        mixed = scores + self.blend * (self.scalar(c) - scores)
+        return jnp.where(self.blend > 0, mixed, scores)
 
 
 def taylor_kernel(product: Any, degree: Any) -> Array:
