@@ -297,15 +297,16 @@ def _restricted(surrogate: Any, tasks: np.ndarray) -> tuple[Any, Any]:
     Returns:
         The surrogate, and which columns of its scores are the tasks'.
     """
-    if not isinstance(surrogate, OutputSurrogate) or surrogate.scalar is not None:
+    if not isinstance(surrogate, OutputSurrogate) or np.any(surrogate.blend):
         return surrogate, tasks
 
     def parts(s: OutputSurrogate) -> tuple:
-        return s.tasks, s.blend, s.noise, s.flicker
+        return s.tasks, s.blend, s.noise, s.flicker, s.scalar
 
     each = tuple(surrogate.tasks[t] for t in tasks)
-    fewer = each, *(x[tasks] for x in parts(surrogate)[1:])
-    return eqx.tree_at(parts, surrogate, fewer), slice(None)
+    fewer = each, *(x[tasks] for x in parts(surrogate)[1:-1]), None
+    restricted = eqx.tree_at(parts, surrogate, fewer, is_leaf=lambda x: x is None)
+    return restricted, slice(None)
 
 
 def _is_merged(*groups: Group) -> bool:
