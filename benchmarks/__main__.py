@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import jax
 import tyro
 
 from benchmarks import _compare, _write_up
@@ -48,6 +49,9 @@ def run(
     """
     if quick:
         suite, seeds, budget, pool = ("digits3", "digits8"), (0, 1), ("N+1", "2p"), 500
+        # Methods and seeds share most programs, which take longer to compile than to run.
+        jax.config.update("jax_compilation_cache_dir", str(CACHE / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     for given, known in ((suite, SUITES), (methods, METHODS)):
         if unknown := sorted({*given} - {*known}):
             sys.exit(f"{unknown[0]!r} is none of {', '.join(known)}.")

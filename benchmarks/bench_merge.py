@@ -82,7 +82,8 @@ def task_vectors(num_parameters: int, num_experts: int) -> mj.TaskVectors:
 
 
 def main() -> None:
-    if "GLIBC_TUNABLES" not in os.environ:  # it is read when a process starts
+    # It is read when a process starts.
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         again = os.environ | {"GLIBC_TUNABLES": KEEP_PAGES}
         os.execve(sys.executable, sys.orig_argv, again)
     arguments = parser(__doc__ or "").parse_args()

@@ -1,4 +1,4 @@
-"""A progress bar for long work, silent where nobody watches."""
+"""What long work tells of itself: a progress bar, and how long its stages took."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -55,3 +55,13 @@ def progress_bar(
     finally:
         if started:
             bar.stop()
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add what the block takes to the seconds of a stage."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - begun

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +15,12 @@ from mapjax import pareto
 from mapjax._arguments import check_budget, check_least, read_surrogate
 from mapjax._domain import read_domain
 from mapjax._keys import check_key, generator
+from mapjax._progress import timed
 from mapjax._result import RESULTS, Front, Samples, judge
+from mapjax._sizes import USUAL_POINTS
 from mapjax._solution import Solution, provenance
 from mapjax._tracing import (
     NUM_DRAWS,
-    USUAL_FRONT,
     importance,
     padded,
     predicted_front,
@@ -108,6 +108,7 @@ class Run:
         self.num_generations = num_generations or (60 if by_outputs else 150)
         self.key, self.throw, self.inflation = key, throw, 1.0
         self.fitted: Any = None
+        self.correction: Any = None
         self.front: Front | None = None
         self.result = RESULTS.successful
         self.num_verified, self.verified = 0, None
@@ -191,7 +192,7 @@ class Run:
 
     def evaluate(self, coefficients: Any) -> Float[Array, "candidates tasks"]:
         """Evaluate merges, or take them from the record."""
-        with self._timed("evaluate"):
+        with timed(self.seconds, "evaluate"):
             return self.recorder(coefficients)
 
     def evaluate_proposals(self, coefficients: Any) -> None:
@@ -221,26 +222,31 @@ class Run:
             if self.throw:
                 raise ValueError(RESULTS[self.result])
             return False
-        with self._timed("fit"):
+        with timed(self.seconds, "fit"):
             if not isinstance(self.family, Outputs):
                 self.fitted = self._fit_scalar(samples)
                 usable = self.result in (RESULTS.successful, RESULTS.nonfinite_scores)
                 if usable and (self.fitted.rank < needed).any():
                     self.result = RESULTS.rank_deficient
             else:
-                tasks = problem.evaluate.tasks
-                # Where there will be one, from the first: what is compiled serves all.
-                correct = self.family.correct and self.capacity >= self.num_unknowns
+                waiting = self.correction and len(samples) < self.num_unknowns
+                # From the first, so that what is compiled with it serves later fits.
+                if (
+                    self.family.correct
+                    and self.capacity >= self.num_unknowns
+                    and not waiting
+                ):
+                    self.correction = self._fit_scalar(samples)
                 values = np.asarray(samples.scores) * self.signs @ self.preferences.T
                 self.fitted = fit_outputs(
                     samples.coefficients,
                     self.recorder.outputs(),
-                    [task.targets for task in tasks],
-                    [task.metric for task in tasks],
+                    [task.targets for task in problem.evaluate.tasks],
+                    [task.metric for task in problem.evaluate.tasks],
                     scores=samples.scores,
                     degree=self.family.degree,
                     ridge=self.family.ridge,
-                    scalar=self._fit_scalar(samples) if correct else None,
+                    scalar=self.correction,
                     num_unknowns=self.num_unknowns,
                     importance=importance(values),
                     capacity=self.capacity,
@@ -251,7 +257,7 @@ class Run:
 
     def trace(self, key: PRNGKey, *, rough: bool = False) -> Front:
         """Trace the front of the last surrogate; roughly, where it only leads to the next."""
-        with self._timed("search"):
+        with timed(self.seconds, "search"):
             self.front = trace(
                 *(self.fitted, self.signs, self.domain),
                 num_points=self.num_points,
@@ -264,7 +270,7 @@ class Run:
 
     def predict(self, coefficients: Any) -> None:
         """Take the front from merges that a driver found by itself."""
-        with self._timed("search"):
+        with timed(self.seconds, "search"):
             self.front = predicted_front(self.fitted, self.signs, coefficients)
 
     def propose(self, count: int, key: PRNGKey) -> np.ndarray:
@@ -272,12 +278,12 @@ class Run:
         from mapjax import search
 
         assert self.front is not None
-        with self._timed("search"):
+        with timed(self.seconds, "search"):
             preference_key, draw_key = jax.random.split(key)
             random = generator(preference_key)
             preferences = random.dirichlet(np.ones(len(self.signs)), count)
             # Of a large front some points are enough, and no more is compiled for them.
-            some = np.sort(random.permutation(len(self.front))[:USUAL_FRONT])
+            some = np.sort(random.permutation(len(self.front))[:USUAL_POINTS])
             candidates = np.asarray(self.front.coefficients)[some]
             scores = np.asarray(self.front.scores)[some]
             most = max(count, NUM_DRAWS)  # one number of draws, so that one is compiled
@@ -309,7 +315,7 @@ class Run:
         assert self.front is not None
         before = len(self.recorder.samples)
         chosen = pareto.spread_subset(np.asarray(self.front.scores) * self.signs, count)
-        with self._timed("verify"):
+        with timed(self.seconds, "verify"):
             self.recorder(self.front.coefficients[chosen])
         samples = self.recorder.samples
         self.num_verified = len(samples) - before
@@ -320,7 +326,7 @@ class Run:
         """Hand back what was found, with a warning if something is amiss."""
         samples, problem = self.recorder.samples, self.recorder.problem
         if self.front is not None and self.front.std is None and len(self.front):
-            with self._timed("search"):
+            with timed(self.seconds, "search"):
                 draw_key = jax.random.fold_in(self.key, 1)
                 self.front = with_doubt(self.front, self.fitted, self.signs, draw_key)
         if self.result != RESULTS.successful:
@@ -341,6 +347,7 @@ class Run:
 
     def _fit_scalar(self, samples: Samples) -> Any:
         problem = self.recorder.problem
+        few = isinstance(self.family, Outputs) and len(samples) < self.num_unknowns
         # Rows without a score, up to the capacity, so that one compilation serves all fits.
         missing = self.capacity - len(samples)
         jacobian = None
@@ -353,7 +360,7 @@ class Run:
             link=problem.link,
             bounds=problem.link_bounds,
             num_examples=problem.num_examples,
-            ridge=self.ridge,
+            ridge="auto" if few else self.ridge,
             jacobian=jacobian,
             num_experts=self.low_rank,
             num_tied=self.domain.num_tied,
@@ -378,22 +385,12 @@ class Run:
         """Collect what a reader needs to trust and repeat a result."""
         names = ("r2", "loo_r2", "condition_number", "rank", "ridge")
         fit = {n: getattr(self.fitted, n) for n in names} if self.fitted else {}
-        failed = ~np.isfinite(np.asarray(samples.scores)).all(axis=1)
         return fit | {
             "surrogate": type(self.fitted).__name__,
             "num_evaluations": self.cost * len(samples),
             "num_reused": len(samples) - self.recorder.num_new,
-            "num_failed": int(np.sum(failed)),
+            "num_failed": int((~np.isfinite(np.asarray(samples.scores)).all(axis=1)).sum()),
             "rounds": self.rounds,
             "seconds": self.seconds,
             **provenance(self.key),
         }
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - begun
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent

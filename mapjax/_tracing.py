@@ -12,14 +12,13 @@ from jaxtyping import Array, Float
 from mapjax import pareto
 from mapjax._domain import Domain
 from mapjax._result import Front
-from mapjax._sizes import room_for
+from mapjax._sizes import USUAL_POINTS, room_for
 from mapjax._types import ArrayLike, PRNGKey
 
 NUM_DRAWS = 64
 _CAUTION = 1.0
 _NUM_STEPS = 20
 _ROUGH_SHARE = 0.2
-USUAL_FRONT = 512
 
 
 class Minimised(eqx.Module):
@@ -86,13 +85,13 @@ def trace(
         bounds=domain.box,
         key=key,
         start=start if len(start) else None,
-        # With the population and the directions, fronts of 100 points have a usual size.
+        # With the population and the directions, nearly always of the usual size.
         archive_size=num_points * (2 if len(signs) <= 3 else 4),
     )
     if surrogate.differentiable:
         found = search.polish(
             objective,
-            found.coefficients,
+            padded(np.asarray(found.coefficients)),
             towards,
             bounds=domain.box,
             num_steps=int(_NUM_STEPS * share),
@@ -140,5 +139,5 @@ def padded(points: np.ndarray) -> np.ndarray:
 
     Up to a power of two and the usual size of a front, so that little is compiled.
     """
-    room = room_for(len(points), USUAL_FRONT)
+    room = room_for(len(points), USUAL_POINTS)
     return np.concatenate([points, np.repeat(points[:1], room - len(points), 0)])

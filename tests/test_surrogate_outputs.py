@@ -192,9 +192,22 @@ def test_a_quadratic_of_the_scores_is_mixed_in_where_it_is_better():
     surrogate = fit(c, outputs, scalar=fit_quadratic(c, scores), **options)
     assert surrogate.blend[0] > 0.9
     assert surrogate.loo_r2[0] > 0.99
+    early = fit(c, outputs, scalar=fit_quadratic(c, scores), num_unknowns=25, **options)
+    assert early.blend[0] == 0
     alone = fit(c, outputs, **options)
     assert alone.scalar is None
+    np.testing.assert_array_equal(early(c), alone(c))
     assert alone.loo_r2[0] < surrogate.loo_r2[0]
+
+
+def test_a_metric_that_never_changes_is_explained_whole():
+    surrogate = fit(
+        sampled(7),
+        np.full((7, EXAMPLES, 2), 0.7),
+        labels=np.zeros(EXAMPLES, int),
+        metric=mj.metrics.Metric(lambda outputs, _: jnp.mean(outputs)),
+    )
+    assert surrogate.r2[0] == surrogate.loo_r2[0] == 1
 
 
 def test_pytrees_half_precision_and_failed_samples():

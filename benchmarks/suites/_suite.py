@@ -22,12 +22,7 @@ def with_rule(
     """
     if rule is None:
         return evaluator
-    return mj.Evaluator(
-        rule,
-        evaluator.tasks,
-        num_coefficients=num_coefficients,
-        batch_size=evaluator.batch_size,
-    )
+    return mj.Evaluator(rule, evaluator.tasks, num_coefficients=num_coefficients)
 
 
 class Suite(NamedTuple):

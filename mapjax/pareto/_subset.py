@@ -6,11 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mapjax._sizes import room_for
+from mapjax._sizes import USUAL_POINTS, room_for
 from mapjax._types import ArrayLike
 from mapjax.pareto._checks import as_points, check_count
-
-_USUAL_POINTS = 512
 
 
 def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:
@@ -45,8 +43,8 @@ def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:
     points = np.asarray(as_points(scores))
     complete = np.isfinite(points).all(axis=1)
     count = min(num_points, int(np.sum(complete)))
-    # Rows that count for nothing, up to a power of two, so that few sizes are compiled.
-    missing = room_for(len(points), _USUAL_POINTS) - len(points)
+    # Rows that count for nothing, so that few sizes are compiled.
+    missing = room_for(len(points), USUAL_POINTS) - len(points)
     points = np.pad(points, ((0, missing), (0, 0)))
     return _farthest(
         jnp.asarray(points), jnp.asarray(np.pad(complete, (0, missing))), count

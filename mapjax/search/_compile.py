@@ -10,11 +10,11 @@ import jax
 
 _QUICK = {
     "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": os.cpu_count() or 1,
+    "xla_cpu_parallel_codegen_split_count": min(os.cpu_count() or 1, 32),
 }
 """A generation is some seventy kernels of microseconds on a CPU. XLA's older emitter
 compiles them in two thirds of the time, and they run about as fast. They are compiled in as
-many parts as there are cores: by default in 32, which takes a tenth longer on two."""
+many parts as there are cores: the usual 32 take a tenth longer on two."""
 
 
 @lru_cache

@@ -11,7 +11,7 @@ from mapjax.search._algorithm import MultiObjectiveAlgorithm
 from mapjax.search._algorithm import State as BaseState
 from mapjax.search._fronts import leading_fronts
 from mapjax.search._random import random_words
-from mapjax.search._variation import VariationParams, offspring, variation
+from mapjax.search._variation import VariationParams, offspring, usual_numbers
 
 
 @struct.dataclass
@@ -46,7 +46,7 @@ class NSGA2(MultiObjectiveAlgorithm):
 
     @property
     def _default_params(self) -> VariationParams:
-        return VariationParams(**variation(self.num_dims, rate=0.9, eta=20.0))
+        return VariationParams(**usual_numbers(self.num_dims, rate=0.9, eta=20.0))
 
     def _start(
         self, key: PRNGKey, population: Array, fitness: Array, params: VariationParams

@@ -15,7 +15,7 @@ from mapjax.search._fronts import leading_fronts
 from mapjax.search._niching import associate, niche_levels
 from mapjax.search._normalize import extreme_points, front_width
 from mapjax.search._random import random_words, uniform
-from mapjax.search._variation import VariationParams, offspring, variation
+from mapjax.search._variation import VariationParams, offspring, usual_numbers
 
 
 @struct.dataclass
@@ -100,7 +100,8 @@ class NSGA3(MultiObjectiveAlgorithm):
     def _default_params(self) -> NSGA3Params:
         directions = jnp.asarray(self.reference_directions)
         return NSGA3Params(
-            **variation(self.num_dims, rate=1.0, eta=30.0), reference_directions=directions
+            **usual_numbers(self.num_dims, rate=1.0, eta=30.0),
+            reference_directions=directions,
         )
 
     def _start(

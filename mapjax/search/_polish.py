@@ -25,7 +25,6 @@ from mapjax.search._scalarize import smooth_tchebycheff
 _FIRST_SMOOTHING = 0.3
 _FIRST_DAMPING = 1e-2
 _DAMPING_FACTOR = 4.0
-_USUAL_POINTS = 512
 
 
 def polish(
@@ -97,7 +96,7 @@ def polish(
     width = upper - lower
     start = np.clip((np.asarray(coefficients, dtype) - lower) / width, 0, 1)
     # Repeat a point up to a power of two, so that few numbers of points are compiled.
-    room = room_for(len(start), _USUAL_POINTS)
+    room = room_for(len(start))
     start = np.concatenate([start, np.repeat(start[:1], room - len(start), axis=0)])
     # From the largest smoothing to the last, evenly in logarithms.
     largest = max(_FIRST_SMOOTHING, smoothing)

@@ -32,8 +32,8 @@ class VariationParams(Params):
     mutation_eta: Float[Array, ""]
 
 
-def variation(num_dims: int, *, rate: float, eta: float) -> dict[str, Array]:
-    """Cross as asked, and mutate one coefficient on average, by steps of index 20."""
+def usual_numbers(num_dims: int, *, rate: float, eta: float) -> dict[str, Array]:
+    """Give parameters that cross as asked and mutate one coefficient on average."""
     numbers = np.asarray([rate, eta, 1 / num_dims, 20.0], jnp.result_type(float))
     # Not by `jnp.asarray`, which compiles a conversion of a Python number.
     names = (field.name for field in dataclasses.fields(VariationParams))

@@ -145,10 +145,10 @@ def fit_outputs(
     c, count = c[usable], len(usable)
     experts = num_experts or c.shape[1]
     unit = experts / c.shape[1]
-    capacity = max(capacity or count, len(finite[0]))
+    most = max(capacity or count, len(finite[0]))
     dtype = jnp.result_type(float)
     rows = [
-        _make(jax.tree.map(lambda x: _take(x, usable, dtype, capacity), tree), y, metric)
+        _make(jax.tree.map(lambda x: _take(x, usable, dtype, most), tree), y, metric)
         for tree, y, metric in zip(outputs, targets, metrics, strict=True)
     ]
     measured = (
@@ -175,11 +175,12 @@ def fit_outputs(
     if scalar is not None and len(others) > 2 and count >= num_unknowns:
         theirs = np.asarray(scalar.left_out, np.float64)[usable]
         blend = _blend(looked_at[others], theirs[others], measured[others])
-    if blend.max() < _LEAST_BLEND:
+    if scalar is None or blend.max() < _LEAST_BLEND:
         blend = np.zeros(len(rows))
     else:
         looked_at = np.where(blend > 0, looked_at + blend * (theirs - looked_at), looked_at)
-        fitted = fitted + blend * (np.asarray(scalar(c)) - fitted)
+        mixed = fitted + blend * (np.asarray(scalar(c)) - fitted)
+        fitted = np.where(blend > 0, mixed, fitted)
 
     # The variance of a sample that was left out, noise included, in closed form.
     variance = penalty / np.maximum(1 - np.diag(hat), 1e-12)
@@ -194,7 +195,7 @@ def fit_outputs(
         for power in (1, 0.5)
     )
     values = chosen.values[[0, -1]] + penalty
-    kept = np.full((capacity, len(rows)), np.nan)
+    kept = np.full((most, len(rows)), np.nan)
     kept[usable[others]] = looked_at[others]
 
     def on_device(value: Any) -> Array:
@@ -206,22 +207,23 @@ def fit_outputs(
 
     def filled(array: np.ndarray) -> Array:
         """Fill up with zeros, so that surrogates of one capacity have the same shapes."""
-        room = [(0, capacity - count if size == count else 0) for size in array.shape]
+        room = [(0, most - count if size == count else 0) for size in array.shape]
         return on_device(np.pad(array, room))
 
     return OutputSurrogate(
         degree=on_device(chosen.degree),
         unit=on_device(unit),
-        samples=on_device(np.pad(c, ((0, capacity - count), (0, 0)))),
+        samples=on_device(np.pad(c, ((0, most - count), (0, 0)))),
         share=filled(np.full(count, 1 / count)),
         inverse=filled(chosen.inverse(penalty)),
         gram_mean=filled(chosen.mean),
         gram_total=on_device(chosen.total),
-        tasks=tuple(_resize(r, capacity) for r in rows),
+        tasks=tuple(_resize(r, most) for r in rows),
         noise=per_task(noise),
         flicker=per_task(0.0 if few else flicker),
         blend=per_task(blend),
-        scalar=scalar,
+        # A task that it does not help may have none, and zero times NaN is NaN.
+        scalar=jax.tree.map(lambda x: jax.device_put(np.nan_to_num(x)), scalar),
         left_out=on_device(kept),
         ridge=per_task(penalty),
         r2=per_task(_explained(measured, fitted)),
@@ -286,7 +288,8 @@ def _choices(given: Any, all_of_them: tuple) -> tuple:
 
 
 def _finite_rows(x: ArrayLike) -> np.ndarray:
-    return np.isfinite(np.asarray(x)).all(axis=tuple(range(1, x.ndim)))
+    values = np.asarray(x)
+    return np.asarray(np.isfinite(values.reshape(len(values), -1)).all(axis=1))
 
 
 def _take(x: ArrayLike, usable: np.ndarray, dtype: Any, capacity: int) -> np.ndarray:
@@ -315,7 +318,8 @@ def _scores(rows: list[Rows], matrix: np.ndarray, dtype: Any) -> np.ndarray:
     filled[:count, :samples] = np.nan_to_num(matrix)
     blocks = np.split(filled, len(filled) // _SETS)
     found = [[_score_all(task, block) for block in blocks] for task in rows]
-    scores = np.stack([np.concatenate(jax.device_get(x)) for x in found], axis=1)[:count]
+    columns = [np.concatenate(jax.device_get(x))[:count] for x in found]
+    scores = np.stack(columns, axis=1).astype(np.float64)
     return np.where(np.isnan(matrix).any(axis=1, keepdims=True), np.nan, scores)
 
 

@@ -47,7 +47,8 @@ class OutputSurrogate(eqx.Module):
         flicker: The same per unit of its root: single examples that change sides.
         blend: For each task, how much of `scalar` is mixed in, from 0 to 1: what leaves
             the least leave-one-out error.
-        scalar: A quadratic of the scores themselves, or None.
+        scalar: A quadratic of the scores themselves, mixed in where `blend` is above
+            zero; None where there will never be one.
         left_out: Scores of every sample as predicted from all the others; NaN for the
             base and the experts, which are never left out.
         ridge: The penalty $\lambda$, the same for all tasks.
