@@ -9,7 +9,7 @@ from benchmarks import methods
 from benchmarks.methods import Found
 from benchmarks.suites import CACHE, Suite, with_rule
 from mapjax import io, pareto
-from mapjax._sizes import room_for
+from mapjax._sizes import padded
 
 _VERSION = 1  # of the pool: raise it when `_draw` changes
 
@@ -128,7 +128,7 @@ class Truth:
         all sets of points, so that differences are more exact than the standard error of
         about 0.07.
         """
-        points = _padded(_non_dominated(scores, self.reachable().ideal))
+        points = padded(_non_dominated(scores, self.reachable().ideal))
         corner = np.zeros(points.shape[1])
         if len(corner) <= 4:
             return 100 * float(pareto.hypervolume(points, corner))
@@ -147,7 +147,7 @@ class Truth:
         On average over 500 points spread over that front, in percent of each task's best.
         """
         best = self.reachable()
-        points = _padded(_non_dominated(scores, best.ideal))
+        points = padded(_non_dominated(scores, best.ideal))
         return 100 * float(pareto.igd_plus(points, best.front))
 
     def shown(self, found: Found, most: int = 100) -> np.ndarray:
@@ -183,10 +183,3 @@ def _non_dominated(scores: np.ndarray, ideal: np.ndarray) -> np.ndarray:
     """Divide by each task's best, minimise, and leave out what is dominated."""
     points = -scores[np.isfinite(scores).all(axis=1)] / ideal
     return points[np.asarray(pareto.non_dominated(points))]
-
-
-def _padded(points: np.ndarray) -> np.ndarray:
-    """Repeat a point up to a power of two, so that few sizes are compiled."""
-    return np.concatenate(
-        [points, np.repeat(points[:1], room_for(len(points)) - len(points), 0)]
-    )

@@ -17,12 +17,11 @@ from mapjax._domain import read_domain
 from mapjax._keys import check_key, generator
 from mapjax._progress import timed
 from mapjax._result import RESULTS, Front, Samples, judge
-from mapjax._sizes import USUAL_POINTS
+from mapjax._sizes import USUAL_POINTS, padded
 from mapjax._solution import Solution, provenance
 from mapjax._tracing import (
     NUM_DRAWS,
     importance,
-    padded,
     predicted_front,
     trace,
     with_doubt,
@@ -201,7 +200,7 @@ class Run:
         These were chosen for being predicted to be good, which leave-one-out errors do not
         know of: later standard deviations are scaled up to what was seen here.
         """
-        room, points = padded(coefficients), len(coefficients)
+        room, points = padded(coefficients, USUAL_POINTS), len(coefficients)
         predicted = np.asarray(self.fitted(room))[:points]
         std = np.asarray(self.fitted.std(room))[:points]
         measured = np.asarray(self.evaluate(coefficients))
@@ -224,19 +223,17 @@ class Run:
             return False
         with timed(self.seconds, "fit"):
             if not isinstance(self.family, Outputs):
-                self.fitted = self._fit_scalar(samples)
+                self.fitted = self._fit_scalar(samples, self.ridge)
                 usable = self.result in (RESULTS.successful, RESULTS.nonfinite_scores)
                 if usable and (self.fitted.rank < needed).any():
                     self.result = RESULTS.rank_deficient
             else:
-                waiting = self.correction and len(samples) < self.num_unknowns
+                few = len(samples) < self.num_unknowns
+                correct = self.family.correct and self.capacity >= self.num_unknowns
                 # From the first, so that what is compiled with it serves later fits.
-                if (
-                    self.family.correct
-                    and self.capacity >= self.num_unknowns
-                    and not waiting
-                ):
-                    self.correction = self._fit_scalar(samples)
+                if correct and not (few and self.correction is not None):
+                    ridge = "auto" if few else self.ridge
+                    self.correction = self._fit_scalar(samples, ridge)
                 values = np.asarray(samples.scores) * self.signs @ self.preferences.T
                 self.fitted = fit_outputs(
                     samples.coefficients,
@@ -287,7 +284,7 @@ class Run:
             candidates = np.asarray(self.front.coefficients)[some]
             scores = np.asarray(self.front.scores)[some]
             most = max(count, NUM_DRAWS)  # one number of draws, so that one is compiled
-            draws = self.fitted.draw(padded(candidates), most, key=draw_key)
+            draws = self.fitted.draw(padded(candidates, USUAL_POINTS), most, key=draw_key)
             draws = np.asarray(draws)[:count, : len(candidates)]
             draws = np.where(np.isnan(draws), scores, draws)
             new = self.domain.is_new(candidates, self.recorder.samples.coefficients)
@@ -345,9 +342,8 @@ class Run:
             experts=problem.expert_names,
         )
 
-    def _fit_scalar(self, samples: Samples) -> Any:
+    def _fit_scalar(self, samples: Samples, ridge: float | str | None) -> Any:
         problem = self.recorder.problem
-        few = isinstance(self.family, Outputs) and len(samples) < self.num_unknowns
         # Rows without a score, up to the capacity, so that one compilation serves all fits.
         missing = self.capacity - len(samples)
         jacobian = None
@@ -360,7 +356,7 @@ class Run:
             link=problem.link,
             bounds=problem.link_bounds,
             num_examples=problem.num_examples,
-            ridge="auto" if few else self.ridge,
+            ridge=ridge,
             jacobian=jacobian,
             num_experts=self.low_rank,
             num_tied=self.domain.num_tied,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from mapjax import pareto
 from mapjax._domain import Domain
 from mapjax._result import Front
-from mapjax._sizes import USUAL_POINTS, room_for
+from mapjax._sizes import USUAL_POINTS, padded
 from mapjax._types import ArrayLike, PRNGKey
 
 NUM_DRAWS = 64
@@ -91,7 +91,7 @@ def trace(
     if surrogate.differentiable:
         found = search.polish(
             objective,
-            padded(np.asarray(found.coefficients)),
+            padded(np.asarray(found.coefficients), USUAL_POINTS),
             towards,
             bounds=domain.box,
             num_steps=int(_NUM_STEPS * share),
@@ -103,14 +103,14 @@ def trace(
 def predicted_front(surrogate: Any, signs: np.ndarray, coefficients: Any) -> Front:
     """Predict scores, and keep the merges that no other dominates."""
     coefficients = np.asarray(coefficients)
-    scores = np.asarray(surrogate(padded(coefficients)))[: len(coefficients)]
+    scores = np.asarray(surrogate(padded(coefficients, USUAL_POINTS)))[: len(coefficients)]
     kept = np.asarray(pareto.non_dominated(scores * signs))
     return Front(jax.device_put(coefficients[kept]), jax.device_put(scores[kept]))
 
 
 def with_doubt(front: Front, surrogate: Any, signs: np.ndarray, key: PRNGKey) -> Front:
     """Say how sure the points of a predicted front are."""
-    points, room = len(front), padded(np.asarray(front.coefficients))
+    points, room = len(front), padded(np.asarray(front.coefficients), USUAL_POINTS)
     std = np.asarray(surrogate.std(room))[:points]
     draws = np.asarray(surrogate.draw(room, NUM_DRAWS, key=key)) * signs
     draws[:, points:] = np.inf  # what only fills up dominates nothing
@@ -132,12 +132,3 @@ def importance(values: np.ndarray) -> np.ndarray:
     spread = np.nanstd(values, axis=0)
     gap = (values - np.nanmin(values, axis=0)) / np.where(spread > 0, spread, 1.0)
     return np.nan_to_num(np.exp(-4 * gap)).mean(axis=1)
-
-
-def padded(points: np.ndarray) -> np.ndarray:
-    """Repeat the first of a number of points that is known only now.
-
-    Up to a power of two and the usual size of a front, so that little is compiled.
-    """
-    room = room_for(len(points), USUAL_POINTS)
-    return np.concatenate([points, np.repeat(points[:1], room - len(points), 0)])

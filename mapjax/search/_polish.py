@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mapjax._result import Front
-from mapjax._sizes import room_for
+from mapjax._sizes import padded
 from mapjax._types import ArrayLike
 from mapjax.pareto import non_dominated
 from mapjax.search._checks import (
@@ -94,10 +94,7 @@ def polish(
     directions = read_directions(reference_directions, np.shape(reference_directions)[1])
     lower, upper = read_bounds(bounds, np.shape(coefficients)[1], dtype)
     width = upper - lower
-    start = np.clip((np.asarray(coefficients, dtype) - lower) / width, 0, 1)
-    # Repeat a point up to a power of two, so that few numbers of points are compiled.
-    room = room_for(len(start))
-    start = np.concatenate([start, np.repeat(start[:1], room - len(start), axis=0)])
+    start = padded(np.clip((np.asarray(coefficients, dtype) - lower) / width, 0, 1))
     # From the largest smoothing to the last, evenly in logarithms.
     largest = max(_FIRST_SMOOTHING, smoothing)
     ratio = (smoothing / largest) ** (1 / max(num_steps - 1, 1))
