@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,12 +10,18 @@ import tyro
 from benchmarks import _compare, _write_up
 from benchmarks._report import report as write_json
 from benchmarks.methods import METHODS
-from benchmarks.suites import CACHE, SUITES, load
+from benchmarks.suites import CACHE, SUITES
 
 RESULTS = Path(__file__).with_name("results")
 # Licences, and suites that differ from another in a detail, are for those who name them.
 USUAL_SUITES = ("digits3", "digits8", "vision8", "sentiment4")
 USUAL_BUDGETS = ("N+1", "48", "2p")
+
+
+def _keep_programs() -> None:
+    """Share what is compiled: methods and seeds have most programs in common."""
+    jax.config.update("jax_compilation_cache_dir", str(CACHE / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def run(
@@ -26,6 +31,7 @@ def run(
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     quick: bool = False,
     fresh: bool = False,
+    processes: int | None = None,
     pool: int | None = None,
     folder: Path | None = None,
     output: Path = CACHE / "results",
@@ -41,6 +47,7 @@ def run(
         quick: digits3 and digits8, two seeds, N+1 and 2p, and a small pool, whatever else
             is asked for.
         fresh: Make runs again that were made before.
+        processes: How many work at once; 2 with `--quick`, else 1, for methods are timed.
         pool: How many direct evaluations tell what is reachable; by default as the suite
             is worth.
         folder: Where clip8 finds its models and images.
@@ -49,9 +56,7 @@ def run(
     """
     if quick:
         suite, seeds, budget, pool = ("digits3", "digits8"), (0, 1), ("N+1", "2p"), 500
-        # Methods and seeds share most programs, which take longer to compile than to run.
-        jax.config.update("jax_compilation_cache_dir", str(CACHE / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        processes = processes or 2
     for given, known in ((suite, SUITES), (methods, METHODS)):
         if unknown := sorted({*given} - {*known}):
             sys.exit(f"{unknown[0]!r} is none of {', '.join(known)}.")
@@ -61,15 +66,21 @@ def run(
     troubles: list[str] = []
     for name in suite:
         try:
+            entry = SUITES[name]
             figures, failed = _compare.compare(
-                partial(load, name, folder=folder),
-                SUITES[name],
+                _compare.Problem(
+                    name,
+                    folder,
+                    pool or entry.pool,
+                    entry.verify,
+                    CACHE / ("runs-quick" if quick else "runs"),
+                ),
                 methods,
                 budget,
                 seeds,
-                runs=CACHE / ("runs-quick" if quick else "runs"),
-                pool=pool,
                 fresh=fresh,
+                processes=processes or 1,
+                start=_keep_programs if quick else None,
             )
         except (ImportError, OSError, RuntimeError, ValueError) as error:  # of the suite
             troubles.append(f"{name}: {error}")

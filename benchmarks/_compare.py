@@ -1,16 +1,20 @@
 """Every method on every suite: runs are kept on disk, and their figures summarised."""
 
+import functools
+import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks._measures import Record, design_points, judge, record
 from benchmarks._truth import Truth
 from benchmarks.methods import METHODS, NotInstalledError
-from benchmarks.suites import Entry, Suite
+from benchmarks.suites import load
 from mapjax._progress import progress_bar
 
 _VERSION = 1  # of the runs: raise it when a method changes
@@ -19,16 +23,34 @@ Key = tuple[str, int]
 """A method and its budget."""
 
 
+class Problem(NamedTuple):
+    """A suite, and what its runs are made and judged with.
+
+    Attributes:
+        suite: Its name.
+        folder: Where its models and images are, if it needs to be told.
+        pool: How many direct evaluations tell what is reachable.
+        verify: How many points of a front are evaluated to judge it, besides what twice as
+            many preferences pick.
+        runs: Where runs are kept.
+    """
+
+    suite: str
+    folder: Path | None
+    pool: int
+    verify: int
+    runs: Path
+
+
 def compare(
-    load: Callable[[int], Suite],
-    entry: Entry,
+    problem: Problem,
     methods: Sequence[str],
     budgets: Sequence[str | int],
     seeds: Sequence[int],
     *,
-    runs: Path,
-    pool: int | None = None,
     fresh: bool = False,
+    processes: int = 1,
+    start: Callable[[], None] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Measure methods on one suite, for every budget and seed.
 
@@ -36,49 +58,34 @@ def compare(
     of these seeds, so that methods may be added one at a time.
 
     Args:
-        load: From a seed to the suite.
-        entry: What is known of it: how much work its merges are worth.
+        problem: The suite.
         methods: Some of `METHODS`.
         budgets: Numbers of evaluations; "N+1" and "2p" go by the suite's experts.
         seeds: Of the suite.
-        runs: Where they are kept.
-        pool: How many direct evaluations tell what is reachable; the suite's own by default.
         fresh: Whether to make runs again that lie on disk.
+        processes: How many work at once. They slow each other down: seconds are only worth
+            comparing with one.
+        start: Called once where the work is done, before it.
 
     Returns:
         The figures of runs that there are for every seed, and what went wrong, a line for
         each run that did. A method whose library is not installed is left out.
     """
-    found, troubles, n = [], [], 0
-    for seed in seeds:
-        suite = load(seed)
-        name, n = suite.name, suite.task_vectors.num_tasks
-        truth = Truth(suite, size=pool or entry.pool)
-        place = runs / f"{name}-{seed}-{suite.fingerprint()}-{_VERSION}"
+    with _workers(processes, start) as each:
+        # Models are trained and pools drawn once, by one process for each seed.
+        n = next(iter(each(_prepare, [(problem, seed) for seed in seeds])))
         wanted = [
-            (method, budget)
+            (problem, seed, method, budgets_for(method, budgets, n), fresh)
+            for seed in seeds
             for method in methods
-            for budget in budgets_for(method, budgets, n)
-            if not METHODS[method].only or name in METHODS[method].only
+            if not METHODS[method].only or problem.suite in METHODS[method].only
         ]
-        with progress_bar(f"{name}, seed {seed}", len(wanted)) as advance:
-            for method, budget in wanted:
-                path = place / f"{method}-{budget}.npz"
-                try:
-                    if fresh:
-                        path.unlink(missing_ok=True)
-                    if not path.exists():
-                        record(truth, method, budget, verify=entry.verify).save(path)
-                except NotInstalledError as error:
-                    print(f"{method} is left out: {error}", file=sys.stderr)
-                except Exception as error:  # the others are still worth having
-                    why = " ".join(str(error).split())[:300]
-                    troubles.append(
-                        f"{name} {seed} {method} {budget}: {type(error).__name__}: {why}"
-                    )
-                    print(troubles[-1], file=sys.stderr)
+        troubles: list[str] = []
+        with progress_bar(problem.suite, len(wanted)) as advance:
+            for failed in each(_make, wanted):
+                troubles += failed
                 advance(1)
-        found.append(_judge_all(truth, place))
+        found = list(each(_judge_all, [(problem, seed) for seed in seeds]))
     # A median of other seeds than the rest could not be compared with it.
     common = set.intersection(*({*runs} for runs, _ in found))
     figures = summarise([rest for _, rest in found])
@@ -99,16 +106,82 @@ def budgets_for(method: str, budgets: Sequence[str | int], n: int) -> list[int]:
     return sorted({words[b] if b in words else int(b) for b in budgets})
 
 
+@contextmanager
+def _workers(
+    processes: int, start: Callable[[], None] | None
+) -> Iterator[Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]]:
+    """Give a `map`, over several processes if there are to be several."""
+    if processes == 1:
+        if start is not None:
+            start()
+        yield map
+        return
+    # A fork of a process in which JAX runs threads may wait for ever.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=start) as pool:
+        yield pool.map
+
+
+@functools.lru_cache(maxsize=1)
+def _truth(problem: Problem, seed: int) -> Truth:
+    """Load a suite; one process works on one seed after the other."""
+    return Truth(load(problem.suite, seed, folder=problem.folder), size=problem.pool)
+
+
+def _runs(problem: Problem, truth: Truth) -> Path:
+    """Say where the runs on the models of one seed are."""
+    suite = truth.suite
+    name = f"{suite.name}-{suite.seed}-{suite.fingerprint()}-{_VERSION}"
+    return problem.runs / name
+
+
+def _prepare(problem_and_seed: tuple[Problem, int]) -> int:
+    """Train the models of a seed and draw its pool, unless they lie on disk.
+
+    Returns:
+        How many experts there are.
+    """
+    return _truth(*problem_and_seed).suite.task_vectors.num_tasks
+
+
+def _make(job: tuple[Problem, int, str, list[int], bool]) -> list[str]:
+    """Make the runs of one method on one seed.
+
+    Returns:
+        A line for each that failed.
+    """
+    problem, seed, method, budgets, fresh = job
+    truth = _truth(problem, seed)
+    troubles: list[str] = []
+    for budget in budgets:
+        path = _runs(problem, truth) / f"{method}-{budget}.npz"
+        try:
+            if fresh:
+                path.unlink(missing_ok=True)
+            if not path.exists():
+                record(truth, method, budget, verify=problem.verify).save(path)
+        except NotInstalledError as error:
+            print(f"{method} is left out: {error}", file=sys.stderr)
+        except Exception as error:  # the others are still worth having
+            where = f"{problem.suite} {seed} {method} {budget}"
+            why = " ".join(str(error).split())[:300]
+            troubles.append(f"{where}: {type(error).__name__}: {why}")
+            print(troubles[-1], file=sys.stderr)
+    return troubles
+
+
 def _judge_all(
-    truth: Truth, place: Path
+    problem_and_seed: tuple[Problem, int],
 ) -> tuple[dict[Key, dict[str, Any]], dict[str, Any]]:
-    """Judge all runs in a folder, by what they and the pool found together.
+    """Judge all runs of a seed, by what they and the pool found together.
 
     Returns:
         The figures of each run, and those of the suite.
     """
+    problem, seed = problem_and_seed
+    truth = _truth(problem, seed)
     runs: dict[Key, Record] = {}
-    for path in sorted(place.glob("*.npz")):
+    for path in sorted(_runs(problem, truth).glob("*.npz")):
         method, _, budget = path.stem.rpartition("-")
         if method in METHODS:
             runs[method, int(budget)] = Record.load(path)

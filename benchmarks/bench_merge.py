@@ -1,12 +1,6 @@
-"""Merging against the bandwidth of a NumPy copy, and a batch against single merges.
-
-On Linux, results of hundreds of megabytes are fresh pages, and the kernel's work on them
-takes as long as the merge. Unless `GLIBC_TUNABLES` is set, this sets it: pages are large, and
-what was freed is used again, as on a GPU, for NumPy and JAX alike.
-"""
+"""Merging against the bandwidth of a NumPy copy, and a batch against single merges."""
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import mapjax as mj
+from benchmarks._memory import keep_pages
 from benchmarks._report import against, parser, report
-
-KEEP_PAGES = ":".join(
-    f"glibc.malloc.{option}"
-    for option in ("hugetlb=1", "arena_max=1", "mmap_max=0", f"trim_threshold={2**36}")
-)
 
 
 def one_merge(num_parameters: int, num_experts: int) -> dict[str, Any]:
@@ -82,10 +72,7 @@ def task_vectors(num_parameters: int, num_experts: int) -> mj.TaskVectors:
 
 
 def main() -> None:
-    # It is read when a process starts.
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        again = os.environ | {"GLIBC_TUNABLES": KEEP_PAGES}
-        os.execve(sys.executable, sys.orig_argv, again)
+    keep_pages()
     arguments = parser(__doc__ or "").parse_args()
     scale = 100 if arguments.quick else 1
     sizes = {

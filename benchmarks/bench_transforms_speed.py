@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import mapjax as mj
+from benchmarks._memory import keep_pages
 from benchmarks._report import parser, report, timed
 from mapjax import transforms
 
@@ -106,6 +107,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    keep_pages()
     arguments = _arguments()
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments.tensors, arguments.experts)))

@@ -14,7 +14,6 @@ from benchmarks import _compare, _front_tables, _measures, _truth, _write_up
 from benchmarks._reasons import REASONS
 from benchmarks.methods import METHODS, Method
 from benchmarks.methods._found import best_of
-from benchmarks.suites import Entry
 
 
 @pytest.fixture(scope="module")
@@ -165,20 +164,20 @@ def test_runs_are_kept_and_trouble_in_one_is_recorded(
     monkeypatch.setitem(METHODS, "trouble", Method(trouble, "none"))
     elsewhere = Method(trouble, "none", only=("digits8",))
     monkeypatch.setitem(METHODS, "elsewhere", elsewhere)
-    toy = (lambda seed: suite), Entry("toy", {}, pool=60, verify=20)
-    options = {"runs": tmp_path / "runs"}
+    monkeypatch.setattr(_compare, "load", lambda name, seed, folder: suite)
+    toy = _compare.Problem("toy", None, 60, 20, tmp_path / "runs")
     methods = ["trouble", "propose", "elsewhere"]
-    figures, troubles = _compare.compare(*toy, methods, ["N+1", 7], [0], **options)
+    figures, troubles = _compare.compare(toy, methods, ["N+1", 7], [0])
     assert calls == [4, 7]
     assert len(troubles) == 2
     assert troubles[0] == "toy 0 trouble 4: RuntimeError: no luck"
     assert {*figures["methods"]} == {"propose"}
     assert {*figures["methods"]["propose"]} == {"4", "7"}
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.npz")}
-    again, _ = _compare.compare(*toy, ["propose"], [4, "7"], [0], **options)
+    again, _ = _compare.compare(toy, ["propose"], [4, "7"], [0])
     assert again == figures
     assert kept == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.npz")}
-    _compare.compare(*toy, ["propose"], [4], [0], fresh=True, **options)
+    _compare.compare(toy, ["propose"], [4], [0], fresh=True)
     assert sum(t != p.stat().st_mtime_ns for p, t in kept.items()) == 1
 
 

@@ -14,7 +14,6 @@ import mapjax as mj
 from mapjax import transforms
 from mapjax._tensors import base_tensors, tensors
 from mapjax.transforms import _ties
-from mapjax.transforms._order_statistics import kth_largest, ranks
 
 KEY = jax.random.key(7)
 SHAPES = {"layer_0": {"kernel": (5, 7), "bias": (7,)}, "layer_1": (2, 2, 3, 4)}
@@ -50,10 +49,18 @@ def numpy_of(tv):
 
 
 def uniforms(tau):
-    keys = jax.random.split(KEY, len(tau))
-    return [
-        np.asarray(jax.random.uniform(k, v.shape)) for k, v in zip(keys, tau, strict=True)
-    ]
+    """Draw a word for two entries, and exchange its halves for the second."""
+    found = []
+    for key, v in zip(jax.random.split(KEY, len(tau)), tau, strict=True):
+        shape = (*v.shape[1:-1], -(-v.shape[-1] // 2))
+        words = [jax.random.bits(k, shape, "uint32") for k in jax.random.split(key, len(v))]
+        exchanged = (
+            np.asarray(words).view(np.uint16).reshape(*np.shape(words), 2)[..., ::-1]
+        )
+        exchanged = np.ascontiguousarray(exchanged).view(np.uint32)[..., 0]
+        both = np.concatenate([words, exchanged], axis=-1)[..., : v.shape[-1]]
+        found.append(both / 2**32)
+    return found
 
 
 class Rule(NamedTuple):
@@ -299,30 +306,6 @@ def test_sharded_vectors_give_the_same():
         np.testing.assert_allclose(
             edited.vectors["w"], rule.transform(tv).vectors["w"], rtol=1e-6
         )
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_the_kth_largest_is_that_of_a_sort(dtype, x64):
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(2, 3, 40)) * 10.0 ** rng.integers(-30, 30, (2, 3, 40))
-    values[0, 0, :7] = 0
-    values[1, :, 5:9] = values[1, 0, 0]
-    values = jnp.asarray(values, dtype)
-    rest = jnp.asarray(rng.normal(size=(2, 11)), dtype)
-    both = np.concatenate(
-        [np.asarray(v, np.float64).reshape(2, -1) for v in (values, rest)], 1
-    )
-    find = jax.jit(lambda k: kth_largest([values, rest], k))
-    for k in (1, 2, 17, 60, 100, 131):
-        want = np.sort(both, axis=1)[:, -k]
-        for kind in (jnp.int32, jnp.float32):
-            np.testing.assert_array_equal(np.asarray(find(jnp.asarray(k, kind))), want)
-
-
-def test_ranks_are_those_of_numpy():
-    x = np.random.default_rng(0).integers(0, 5, (3, 20))
-    want = np.argsort(np.argsort(x, axis=1, kind="stable"), axis=1)
-    np.testing.assert_array_equal(ranks(jnp.asarray(x, jnp.float32)), want)
 
 
 def test_complex_vectors_where_no_signs_are_read():

@@ -18,7 +18,7 @@ def breadcrumbs(
     Task $i$ keeps the entries of $\tau_i$ whose magnitude is above the share `beta` and not
     within the share `gamma` of outliers; nothing is rescaled.
 
-    Needs nothing but the vectors. Costs 64 passes over their magnitudes, and no sort. Made
+    Needs nothing but the vectors. Costs a few passes over their magnitudes, and no sort. Made
     for many experts, whose outliers and noise would add up. Coefficients of one give the
     sum of the masked vectors; the paper scales that by 0.3.
 
@@ -67,13 +67,10 @@ def breadcrumbs(
 def _breadcrumbs(
     vectors: list[Array], kept: list[Array], outliers: list[Array]
 ) -> list[Array]:
-    magnitudes = [jnp.abs(v) for v in vectors]
     # In a small tensor the two shares, rounded, could leave nothing: one entry stays.
     below = [jnp.minimum(d + 1, k) for d, k in zip(outliers, kept, strict=True)]
 
     def edit(v: Array, least: Array, most: Array) -> Array:
         return jnp.where((jnp.abs(v) >= least) & (jnp.abs(v) <= most), v, 0)
 
-    return edit_each(
-        vectors, edit, thresholds(magnitudes, kept), thresholds(magnitudes, below)
-    )
+    return edit_each(vectors, edit, thresholds(vectors, kept), thresholds(vectors, below))

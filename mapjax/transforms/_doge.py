@@ -112,9 +112,9 @@ def _doge(
 
     edited = edit_matrices(vectors, shapes, edit, jnp.zeros_like)
     matrices = [i for i, shape in enumerate(shapes) if shape is not None]
-    sizes = [jnp.abs(vectors[i]) for i in matrices]
-    for i, size, least in zip(matrices, sizes, thresholds(sizes, kept), strict=True):
-        edited[i] = jnp.where(size >= least, edited[i], 0)
+    least = thresholds([vectors[i] for i in matrices], kept)
+    for i, t in zip(matrices, least, strict=True):
+        edited[i] = jnp.where(jnp.abs(vectors[i]) >= t, edited[i], 0)
     return edited
 
 

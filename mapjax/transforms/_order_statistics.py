@@ -1,8 +1,8 @@
-"""The k-th largest of many numbers without sorting them, and ranks."""
+"""The k-th largest of many numbers and where each of them stands, without a sort."""
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -15,6 +15,9 @@ from mapjax._types import wide
 
 Scope = Literal["tensor", "global"]
 """What an entry is compared with: its own tensor, or the whole model. Always one task's."""
+
+
+_DIGIT = 16
 
 
 def counts(
@@ -32,60 +35,146 @@ def counts(
     return [jnp.asarray(max(least, round(share * size)), dtype) for size in whole]
 
 
-def thresholds(values: Sequence[Array], counts: Sequence[Array]) -> list[Array]:
+def thresholds(
+    vectors: Sequence[Array],
+    counts: Sequence[Array],
+    of: Callable[[Array], Array] = jnp.abs,
+) -> list[Array]:
     """Find what an entry must reach to be among the `counts` largest of its task.
 
     Args:
-        values: For each tensor `[tasks, ...]`.
+        vectors: For each tensor `[tasks, ...]`.
         counts: From `counts`, for each tensor or one for all of them together.
+        of: What of an entry is compared; by default its magnitude.
 
     Returns:
-        For each tensor an array that broadcasts against its values. As many entries reach it
-        as were asked for, and more only where several equal it.
+        For each tensor an array that broadcasts against its vectors. As many entries reach
+        it as were asked for, and more only where several equal it.
     """
-    if len(counts) == len(values):
-        found = map_by_shape(lambda v, k: kth_largest([v], k), values, counts)
+    if len(counts) == len(vectors):
+        found = map_by_shape(lambda v, k: kth_largest([v], k, of), vectors, counts)
     else:
-        found = [kth_largest(values, counts[0])] * len(values)
-    return [per_task(t, v) for t, v in zip(found, values, strict=True)]
+        found = [kth_largest(vectors, counts[0], of)] * len(vectors)
+    return [per_task(t, v) for t, v in zip(found, vectors, strict=True)]
 
 
-def kth_largest(values: Sequence[Array], k: Array) -> Float[Array, " tasks"]:
+def kth_largest(
+    values: Sequence[Array], k: Array, of: Callable[[Array], Array] = lambda v: v
+) -> Float[Array, " tasks"]:
     """Find the k-th largest value of each task, exactly.
 
-    Ordered as numbers are ordered, floats map onto unsigned integers; the answer is the
-    largest integer that k values still reach, found bit by bit from the top. That is one
-    pass over the values for each of 32 bits: 36 ms for 4 million float32 on two CPU cores,
-    where a sort took 1108 ms and two histograms of 16 bits, which are slow on accelerators,
-    34 ms.
+    Floats, ordered as numbers are, map onto unsigned integers; the answer is the largest
+    integer that k values still reach. On the CPU it is found 16 bits at a time, by counting
+    how often each pattern comes: 3 nanoseconds a float32, where bit by bit took 27 and a
+    sort 270. Elsewhere it is found bit by bit, one pass over the values for each: many
+    threads that count in one place wait for each other.
 
     Args:
         values: Tensors `[tasks, ...]`, whose entries are taken together.
         k: From 1 to the number of entries of one task.
+        of: What of a value is compared. Computed where it is read, so that no copy of the
+            values is kept.
     """
     dtype = functools.reduce(wide, [v.dtype for v in values], jnp.dtype(jnp.float32))
-    bits = jnp.finfo(dtype).bits
-    unsigned = jnp.dtype(f"uint{bits}")
-    top = jnp.asarray(1 << (bits - 1), unsigned)
 
-    def to_float(x: Array) -> Array:
-        # Negative floats have the top bit set and grow downwards.
-        return lax.bitcast_convert_type(jnp.where(x >= top, x ^ top, ~x), dtype)
+    def compared(v: Array) -> Array:
+        return of(v.astype(dtype))
+
+    return lax.platform_dependent(
+        tuple(values),
+        k,
+        cpu=lambda values, k: _by_digits(values, k, compared, dtype),
+        default=lambda values, k: _by_bits(values, k, compared, dtype),
+    )
+
+
+def _by_digits(
+    values: Sequence[Array], k: Array, of: Callable[[Array], Array], dtype: jnp.dtype
+) -> Float[Array, " tasks"]:
+    """Find the k-th largest of each task in rounds of 16 bits."""
+    bits = jnp.finfo(dtype).bits
+
+    def one_task(values: Sequence[Array]) -> Array:
+        places = [_from_float(of(v)).ravel() for v in values]
+        found, left = jnp.zeros((), places[0].dtype), k
+        for shift in range(bits - _DIGIT, -1, -_DIGIT):
+            number = jnp.zeros(2**_DIGIT, jnp.int32)
+            for place in places:
+                # What differs above these bits is not counted: no pattern is as large.
+                same = (place >> shift) >> _DIGIT == found
+                digit = (place >> shift) & (2**_DIGIT - 1)
+                digit = jnp.where(same, digit.astype(jnp.int32), 2**_DIGIT)
+                number = number.at[digit].add(1, mode="drop")
+            reached = lax.cumsum(number, reverse=True)
+            most = jnp.sum(reached >= left) - 1
+            left = left - (reached[most] - number[most]).astype(left.dtype)
+            found = (found << _DIGIT) | most.astype(found.dtype)
+        return _to_float(found, dtype)
+
+    return lax.map(one_task, tuple(values))
+
+
+def _by_bits(
+    values: Sequence[Array], k: Array, of: Callable[[Array], Array], dtype: jnp.dtype
+) -> Float[Array, " tasks"]:
+    """Find the k-th largest of each task bit by bit, from the top."""
+    bits = jnp.finfo(dtype).bits
+    top = _top(dtype)
 
     def reach(guess: Array) -> Array:
         return sum(
             (
-                jnp.sum(v >= per_task(guess, v), axis=range(1, v.ndim), dtype=jnp.int32)
+                jnp.sum(of(v) >= per_task(guess, v), axis=range(1, v.ndim), dtype=jnp.int32)
                 for v in values
             ),
             jnp.zeros((), k.dtype),
         )
 
     def set_bit(i: Array, found: Array) -> Array:
-        guess = found | (top >> i.astype(unsigned))
-        return jnp.where(reach(to_float(guess)) >= k, guess, found)
+        guess = found | (top >> i.astype(top.dtype))
+        return jnp.where(reach(_to_float(guess, dtype)) >= k, guess, found)
 
-    return to_float(lax.fori_loop(0, bits, set_bit, jnp.zeros(len(values[0]), unsigned)))
+    found = lax.fori_loop(0, bits, set_bit, jnp.zeros(len(values[0]), top.dtype))
+    return _to_float(found, dtype)
+
+
+def _top(dtype: jnp.dtype) -> Array:
+    """The highest bit of a float, its sign."""
+    bits = jnp.finfo(dtype).bits
+    return jnp.asarray(1 << (bits - 1), f"uint{bits}")
+
+
+def _from_float(x: Array) -> Array:
+    """Map floats onto unsigned integers of the same order, NaN below all of them."""
+    top = _top(x.dtype)
+    bits = lax.bitcast_convert_type(x, top.dtype)
+    # Negative floats have the top bit set and grow downwards.
+    return jnp.where(jnp.isnan(x), 0, jnp.where(bits >= top, ~bits, bits | top))
+
+
+def _to_float(x: Array, dtype: jnp.dtype) -> Array:
+    """Map them back."""
+    top = _top(dtype)
+    return lax.bitcast_convert_type(jnp.where(x >= top, x ^ top, ~x), dtype)
+
+
+def standings(
+    sizes: Float[Array, "..."],
+) -> tuple[Float[Array, " kinds"], Int[Array, "..."]]:
+    """Say what share of some magnitudes is smaller than each, equal ones counting half.
+
+    Magnitudes are told apart by 8 binary digits after the first, 0.4 %; those that agree in
+    all of them count as equal, so that no order but theirs decides, and the mean over all
+    entries is one half.
+
+    Returns:
+        A table of the shares, and where in it each magnitude is.
+    """
+    bits = lax.bitcast_convert_type(sizes.astype(jnp.float32), jnp.uint32)
+    kinds = (bits >> (31 - _DIGIT)).astype(jnp.int32)  # but for the sign, which is zero
+    number = jnp.zeros(2**_DIGIT, jnp.int32).at[kinds.ravel()].add(1)
+    below = jnp.cumsum(number) - number
+    return (below + number / 2) / max(1, sizes.size), kinds
 
 
 def ranks(values: Array) -> Int[Array, "tasks entries"]:

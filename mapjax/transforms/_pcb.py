@@ -32,7 +32,7 @@ def pcb(
     is kept, with weights $w_i$ that grow linearly from 0 at the smallest score kept to 1,
     and $\tau'_i = w_i \tau_i / \sum_j w_j$.
 
-    Needs nothing but the vectors. Costs 32 passes over the scores, and no sort. Where TIES
+    Needs nothing but the vectors. Costs a few passes over the scores, and no sort. Where TIES
     is good and tasks differ in size. Coefficients of one give PCB-Merging with a scale of
     one; the paper tunes the scale. The formula is the one of the authors' program, whose
     rescaling cancels the denominator of the softmax in the paper; it also clips the largest
@@ -85,7 +85,7 @@ def _pcb(vectors: list[Array], kept: list[Array]) -> list[Array]:
         total = sum_tasks(w)
         return v * w / jnp.where(total > 0, total, 1)
 
-    return edit_each(vectors, edit, scores, thresholds(scores, kept), tops)
+    return edit_each(vectors, edit, scores, thresholds(scores, kept, lambda s: s), tops)
 
 
 def _score(v: Array, least: Array, most: Array) -> Array:

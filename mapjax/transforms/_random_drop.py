@@ -1,22 +1,20 @@
 """DARE and DELLA: drop entries at random and rescale what stays."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jax import lax
+from jaxtyping import Array, Float
 
 from mapjax._keys import check_key
-from mapjax._tensors import (
-    edit_each,
-    map_by_shape,
-    replace_tensors,
-    tensors,
-)
-from mapjax._types import PRNGKey
+from mapjax._tensors import replace_tensors, tensors
+from mapjax._types import PRNGKey, widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_density, check_number, check_real
 from mapjax.transforms._elect import disjoint_mean
-from mapjax.transforms._order_statistics import ranks
+from mapjax.transforms._order_statistics import standings
 
 
 def dare(task_vectors: TaskVectors, *, density: float = 0.1, key: PRNGKey) -> TaskVectors:
@@ -25,7 +23,7 @@ def dare(task_vectors: TaskVectors, *, density: float = 0.1, key: PRNGKey) -> Ta
     Every entry of every $\tau_i$ is kept with probability `density`, on its own, and then
     divided by it: $\tau'_i = m_i \tau_i / \mathrm{density}$.
 
-    Needs nothing but the vectors. Costs one random number an entry. Fine-tuned language
+    Needs nothing but the vectors. Costs half a random number an entry. Fine-tuned language
     models hardly change under it, and sparse vectors collide less; compose it with others,
     as `ties(dare(task_vectors, key=key))` does. Coefficients of one give the sum of the
     sparse vectors, DARE with task arithmetic at a scale of one.
@@ -61,10 +59,7 @@ def dare(task_vectors: TaskVectors, *, density: float = 0.1, key: PRNGKey) -> Ta
 
 @eqx.filter_jit
 def _dare(vectors: list[Array], density: Array, key: PRNGKey) -> list[Array]:
-    def edit(v: Array, uniform: Array) -> Array:
-        return _drop(v, density, uniform)
-
-    return edit_each(vectors, edit, _uniforms(vectors, key))
+    return _each_task(vectors, key, lambda v, key: _drop(v, density, key))
 
 
 def della(
@@ -81,10 +76,11 @@ def della(
     $\mathrm{density} + \mathrm{window} \, ((r + 1/2) / n - 1/2)$ and divided by it. What
     stays is elected and averaged as in `ties`.
 
-    Needs nothing but the vectors. Costs a sort of each tensor and one random number an
+    Needs nothing but the vectors. Costs a few passes over them and half a random number an
     entry. For what DARE is for, where magnitudes say which entries matter. Coefficients of
     one give DELLA with a scale of one. The paper ranks the entries of each output neuron
-    apart; here they are ranked within the tensor, whatever its layout.
+    apart; here they are ranked within the tensor, whatever its layout, and magnitudes that
+    agree to 0.4 % share their mean rank.
 
     Args:
         task_vectors: The base and the vectors.
@@ -131,21 +127,39 @@ def della(
 def _della(vectors: list[Array], density_and_window: Array, key: PRNGKey) -> list[Array]:
     density, window = density_and_window
 
-    def edit(v: Array, uniform: Array, rank: Array) -> Array:
-        place = (rank + 0.5) / rank.shape[1]
-        keep = density + window * (place - 0.5)
-        return disjoint_mean(_drop(v, keep.reshape(v.shape), uniform))
+    def drop(v: Array, key: PRNGKey) -> Array:
+        standing, kind = standings(jnp.abs(v))
+        keep = density + window * (standing - 0.5)
+        return _drop(v, keep[kind], key)
 
-    places = map_by_shape(ranks, [jnp.abs(v).reshape(v.shape[0], -1) for v in vectors])
-    return edit_each(vectors, edit, _uniforms(vectors, key), places)
-
-
-def _uniforms(vectors: list[Array], key: PRNGKey) -> list[Array]:
-    """Draw a number from 0 to 1 for each entry."""
-    keys = list(jax.random.split(key, len(vectors)))
-    return map_by_shape(lambda key, v: jax.random.uniform(key, v.shape), keys, vectors)
+    sparse = _each_task(vectors, key, drop)
+    return [disjoint_mean(widened(v)).astype(v.dtype) for v in sparse]
 
 
-def _drop(v: Array, keep: Array, uniform: Array) -> Array:
+def _each_task(
+    vectors: list[Array], key: PRNGKey, edit: Callable[[Array, PRNGKey], Array]
+) -> list[Array]:
+    """Edit each vector with a key of its own, one after the other.
+
+    All at once, the random numbers would take the memory of the vectors several times.
+    """
+
+    def one(v_and_key: tuple[Array, PRNGKey]) -> Array:
+        v, key = v_and_key
+        return edit(widened(v), key).astype(v.dtype)
+
+    keys = jax.random.split(key, len(vectors))
+    return [
+        lax.map(one, (v, jax.random.split(key, len(v)))) if v.size else v
+        for v, key in zip(vectors, keys, strict=True)
+    ]
+
+
+def _drop(v: Array, keep: Float[Array, "..."], key: PRNGKey) -> Array:
     """Keep entries with the given probability, divided by it."""
+    # One word decides about two entries, once as it is and once with its halves exchanged:
+    # both are uniform, and one says nothing of the other but where halves agree by chance.
+    words = jax.random.bits(key, (*v.shape[:-1], (v.shape[-1] + 1) // 2), jnp.uint32)
+    words = jnp.concatenate([words, (words << 16) | (words >> 16)], axis=-1)
+    uniform = (words[..., : v.shape[-1]] >> 8).astype(jnp.float32) * 2**-24
     return jnp.where(uniform < keep, v / keep, 0)

@@ -20,7 +20,7 @@ def ties(
     that of the sum of what is kept; task $i$ keeps the entries $m_i$ that have it, divided
     by how many tasks do: $\tau'_i = m_i \tau_i / \sum_j m_j$.
 
-    Needs nothing but the vectors. Costs 32 passes over their magnitudes, and no sort. The
+    Needs nothing but the vectors. Costs a few passes over their magnitudes, and no sort. The
     first rule to try on experts that conflict. Coefficients of one give TIES with a scale
     of one; the paper tunes the scale, which coefficients above one do.
 
@@ -58,9 +58,7 @@ def ties(
 
 @eqx.filter_jit
 def _ties(vectors: list[Array], kept: list[Array]) -> list[Array]:
-    magnitudes = [jnp.abs(v) for v in vectors]
-
     def edit(v: Array, least: Array) -> Array:
         return disjoint_mean(jnp.where(jnp.abs(v) >= least, v, 0))
 
-    return edit_each(vectors, edit, thresholds(magnitudes, kept))
+    return edit_each(vectors, edit, thresholds(vectors, kept))
