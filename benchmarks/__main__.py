@@ -47,7 +47,8 @@ def run(
         quick: digits3 and digits8, two seeds, N+1 and 2p, and a small pool, whatever else
             is asked for.
         fresh: Make runs again that were made before.
-        processes: How many work at once; 2 with `--quick`, else 1, for methods are timed.
+        processes: How many work at once; 2 with `--quick` on a CPU, else 1, for with more
+            no seconds are kept.
         pool: How many direct evaluations tell what is reachable; by default as the suite
             is worth.
         folder: Where clip8 finds its models and images.
@@ -56,7 +57,7 @@ def run(
     """
     if quick:
         suite, seeds, budget, pool = ("digits3", "digits8"), (0, 1), ("N+1", "2p"), 500
-        processes = processes or 2
+        processes = processes or (2 if jax.default_backend() == "cpu" else 1)
     for given, known in ((suite, SUITES), (methods, METHODS)):
         if unknown := sorted({*given} - {*known}):
             sys.exit(f"{unknown[0]!r} is none of {', '.join(known)}.")
@@ -68,7 +69,7 @@ def run(
         try:
             entry = SUITES[name]
             figures, failed = _compare.compare(
-                _compare.Problem(
+                _compare.Plan(
                     name,
                     folder,
                     pool or entry.pool,

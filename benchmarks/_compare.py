@@ -23,7 +23,7 @@ Key = tuple[str, int]
 """A method and its budget."""
 
 
-class Problem(NamedTuple):
+class Plan(NamedTuple):
     """A suite, and what its runs are made and judged with.
 
     Attributes:
@@ -42,8 +42,17 @@ class Problem(NamedTuple):
     runs: Path
 
 
+class _Job(NamedTuple):
+    plan: Plan
+    seed: int
+    method: str
+    budgets: list[int]
+    fresh: bool
+    is_alone: bool
+
+
 def compare(
-    problem: Problem,
+    plan: Plan,
     methods: Sequence[str],
     budgets: Sequence[str | int],
     seeds: Sequence[int],
@@ -58,13 +67,13 @@ def compare(
     of these seeds, so that methods may be added one at a time.
 
     Args:
-        problem: The suite.
+        plan: The suite.
         methods: Some of `METHODS`.
         budgets: Numbers of evaluations; "N+1" and "2p" go by the suite's experts.
         seeds: Of the suite.
         fresh: Whether to make runs again that lie on disk.
-        processes: How many work at once. They slow each other down: seconds are only worth
-            comparing with one.
+        processes: How many work at once. They slow each other down: seconds are only kept
+            with one.
         start: Called once where the work is done, before it.
 
     Returns:
@@ -72,20 +81,21 @@ def compare(
         each run that did. A method whose library is not installed is left out.
     """
     with _workers(processes, start) as each:
-        # Models are trained and pools drawn once, by one process for each seed.
-        n = next(iter(each(_prepare, [(problem, seed) for seed in seeds])))
+        # Where several ask for them, models are trained and pools drawn beforehand.
+        first = seeds if processes > 1 else seeds[:1]
+        n, *_ = each(_prepare, [(plan, seed) for seed in first])
         wanted = [
-            (problem, seed, method, budgets_for(method, budgets, n), fresh)
+            _Job(plan, seed, method, budgets_for(method, budgets, n), fresh, processes == 1)
             for seed in seeds
             for method in methods
-            if not METHODS[method].only or problem.suite in METHODS[method].only
+            if not METHODS[method].only or plan.suite in METHODS[method].only
         ]
         troubles: list[str] = []
-        with progress_bar(problem.suite, len(wanted)) as advance:
+        with progress_bar(plan.suite, len(wanted)) as advance:
             for failed in each(_make, wanted):
                 troubles += failed
                 advance(1)
-        found = list(each(_judge_all, [(problem, seed) for seed in seeds]))
+        found = list(each(_judge_all, [(plan, seed) for seed in seeds]))
     # A median of other seeds than the rest could not be compared with it.
     common = set.intersection(*({*runs} for runs, _ in found))
     figures = summarise([rest for _, rest in found])
@@ -119,51 +129,58 @@ def _workers(
     # A fork of a process in which JAX runs threads may wait for ever.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=start) as pool:
-        yield pool.map
+        try:
+            yield pool.map
+        except BaseException:  # Ctrl-C among them: what has not begun is not waited for
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 @functools.lru_cache(maxsize=1)
-def _truth(problem: Problem, seed: int) -> Truth:
+def _truth(plan: Plan, seed: int) -> Truth:
     """Load a suite; one process works on one seed after the other."""
-    return Truth(load(problem.suite, seed, folder=problem.folder), size=problem.pool)
+    return Truth(load(plan.suite, seed, folder=plan.folder), size=plan.pool)
 
 
-def _runs(problem: Problem, truth: Truth) -> Path:
+def _runs(plan: Plan, truth: Truth) -> Path:
     """Say where the runs on the models of one seed are."""
     suite = truth.suite
     name = f"{suite.name}-{suite.seed}-{suite.fingerprint()}-{_VERSION}"
-    return problem.runs / name
+    return plan.runs / name
 
 
-def _prepare(problem_and_seed: tuple[Problem, int]) -> int:
+def _prepare(plan_and_seed: tuple[Plan, int]) -> int:
     """Train the models of a seed and draw its pool, unless they lie on disk.
 
     Returns:
         How many experts there are.
     """
-    return _truth(*problem_and_seed).suite.task_vectors.num_tasks
+    return _truth(*plan_and_seed).suite.task_vectors.num_tasks
 
 
-def _make(job: tuple[Problem, int, str, list[int], bool]) -> list[str]:
+def _make(job: _Job) -> list[str]:
     """Make the runs of one method on one seed.
 
     Returns:
         A line for each that failed.
     """
-    problem, seed, method, budgets, fresh = job
-    truth = _truth(problem, seed)
+    plan, seed, method, budgets, fresh, is_alone = job
+    truth = _truth(plan, seed)
     troubles: list[str] = []
     for budget in budgets:
-        path = _runs(problem, truth) / f"{method}-{budget}.npz"
+        path = _runs(plan, truth) / f"{method}-{budget}.npz"
         try:
             if fresh:
                 path.unlink(missing_ok=True)
             if not path.exists():
-                record(truth, method, budget, verify=problem.verify).save(path)
+                run = record(truth, method, budget, verify=plan.verify)
+                if not is_alone:
+                    run = run._replace(seconds=np.asarray(np.nan))
+                run.save(path)
         except NotInstalledError as error:
             print(f"{method} is left out: {error}", file=sys.stderr)
         except Exception as error:  # the others are still worth having
-            where = f"{problem.suite} {seed} {method} {budget}"
+            where = f"{plan.suite} {seed} {method} {budget}"
             why = " ".join(str(error).split())[:300]
             troubles.append(f"{where}: {type(error).__name__}: {why}")
             print(troubles[-1], file=sys.stderr)
@@ -171,17 +188,17 @@ def _make(job: tuple[Problem, int, str, list[int], bool]) -> list[str]:
 
 
 def _judge_all(
-    problem_and_seed: tuple[Problem, int],
+    plan_and_seed: tuple[Plan, int],
 ) -> tuple[dict[Key, dict[str, Any]], dict[str, Any]]:
     """Judge all runs of a seed, by what they and the pool found together.
 
     Returns:
         The figures of each run, and those of the suite.
     """
-    problem, seed = problem_and_seed
-    truth = _truth(problem, seed)
+    plan, seed = plan_and_seed
+    truth = _truth(plan, seed)
     runs: dict[Key, Record] = {}
-    for path in sorted(_runs(problem, truth).glob("*.npz")):
+    for path in sorted(_runs(plan, truth).glob("*.npz")):
         method, _, budget = path.stem.rpartition("-")
         if method in METHODS:
             runs[method, int(budget)] = Record.load(path)

@@ -29,6 +29,7 @@ COLUMNS = (
     Column("igd_plus", "IGD+", 2, -1),
     Column("regret", "regret", 2, -1),
     Column("regret_evaluated", "of evaluated", 2, -1),
+    Column("regret_linear", "of linear", 2, -1),
     Column("win_rate", "win rate", 0, 1),
     Column("normalized_average", "average", 1, 1),
     Column("generalization_gap", "gap", 2, 0),

@@ -29,7 +29,8 @@ class Record(NamedTuple):
         test: The same on the test examples.
         held_out: The same `[P, 2]` on two tasks that no expert was trained on.
         guess: What the surrogate says of `design_points`; NaN where the method has none.
-        seconds: How long the method ran, evaluations and compiling included.
+        seconds: How long the method ran, evaluations and compiling included; NaN where
+            others ran beside it.
         peak_memory: By how many bytes the process grew meanwhile, at most.
         is_linear: Whether the coefficients are those of the suite's own task vectors.
     """
@@ -142,10 +143,13 @@ def judge(
         "held_out": 100 * float(np.mean(run.held_out[equal])),
         "evaluations": len(run.evaluated),
         "examples": len(run.evaluated) * sum(_size(t) for t in suite.validation.tasks),
-        "seconds": float(run.seconds),
         "peak_megabytes": float(run.peak_memory) / 1e6,
         "points": len(run.predicted),
     }
+    if np.isfinite(run.seconds):
+        figures["seconds"] = float(run.seconds)
+    if run.is_linear:
+        figures["regret_linear"] = truth.regret(run.validation, run.predicted, linear=True)
     if paper is not None:
         wins = pareto.win_rate(-run.validation, -paper.validation)
         figures["win_rate"] = 100 * float(np.mean(wins))

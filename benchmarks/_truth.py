@@ -20,11 +20,13 @@ class Reachable(NamedTuple):
     Attributes:
         ideal: The best score of each task, `[T]`.
         preferred: The best weighted score for each preference.
+        linear: The same of merges of the suite's own task vectors.
         front: 500 points spread over the best front, normalised and minimised.
     """
 
     ideal: np.ndarray
     preferred: np.ndarray
+    linear: np.ndarray
     front: np.ndarray
 
 
@@ -104,21 +106,32 @@ class Truth:
             ideal = np.nanmax(scores, axis=0)
             front = _non_dominated(scores, ideal)
             front = front[np.asarray(pareto.spread_subset(front, 500))]
-            preferred = np.nanmax(self.preferences @ scores.T, axis=1)
-            self._reachable = Reachable(ideal, preferred, front)
+            preferred, linear = (
+                np.nanmax(self.preferences @ some.T, axis=1)
+                for some in (scores, self.pool()[1])
+            )
+            self._reachable = Reachable(ideal, preferred, linear, front)
         return self._reachable
 
-    def regret(self, scores: np.ndarray, picked_by: np.ndarray | None = None) -> float:
+    def regret(
+        self,
+        scores: np.ndarray,
+        picked_by: np.ndarray | None = None,
+        *,
+        linear: bool = False,
+    ) -> float:
         """Average over preferences what a choice among points loses, in points.
 
         Args:
             scores: True scores of the points, as shares of one.
             picked_by: The scores that the choice goes by; the true ones by default.
+            linear: Against the best merge of the suite's own task vectors, not of all.
         """
         picked_by = scores if picked_by is None else picked_by
         index = np.nanargmax(self.preferences @ np.asarray(picked_by).T, axis=1)
         gained = np.sum(self.preferences * scores[index], axis=1)
-        return 100 * float(np.mean(self.reachable().preferred - gained))
+        best = self.reachable()
+        return 100 * float(np.mean((best.linear if linear else best.preferred) - gained))
 
     def hypervolume(self, scores: np.ndarray) -> float:
         """Measure the dominated share of the box from zero to the best of every task.

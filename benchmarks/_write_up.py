@@ -25,7 +25,8 @@ only what they have evaluated. *of evaluated*: by what was evaluated alone.
 of direct evaluations), in percent of each task's best.
 - *regret*: what a preference loses against the best merge known, in points of the metric, \
 on average over 200 preferences: for the judged point that the method would pick by its own \
-prediction; *of evaluated*: for the best that it has evaluated.
+prediction; *of evaluated*: for the best that it has evaluated; *of linear*: for the pick, \
+against the best merge known of the suite's own task vectors, without those of other rules.
 - *win rate*: share of pairs with a point of the paper's protocol at 2p that are won, per \
 task, in percent.
 - *average*: test score over the expert's own, on average over tasks, of the pick at equal \

@@ -76,7 +76,8 @@ def bayesian_front(
         bounds: The box that is sampled and searched, or "simplex"; by default the rule's.
         directions: "maximize" or "minimize", for all tasks or for each.
         surrogate: "outputs", "quadratic" or `surrogate.Outputs`.
-        design: Where to sample at first; a name from `mapjax.design`.
+        design: Where to sample at first; a name from `mapjax.design`, by default the rule's
+            own or what is usual, as in `map_front`.
         link: Of a quadratic: "identity", "sigmoid" or "softplus", for all tasks or for each.
         link_bounds: The lowest and the highest possible score.
         ridge: Strength of the ridge penalty of the quadratic, "auto" or None.
@@ -141,15 +142,16 @@ def bayesian_front(
         save_to=save_to,
         throw=throw,
         progress=progress,
-        plan=("bayesian_front", acquisition, batch_size, tolerance, design or "multiscale"),
+        design=design,
+        plan=("bayesian_front", acquisition, batch_size, tolerance),
     )
     budget = run.num_left
     design_key, key = jax.random.split(key)
     # A quadratic needs to see a merge, too.
-    first = min(budget, run.num_start + (not isinstance(run.family, Outputs)))
+    first = min(budget, run.domain.num_first + (not isinstance(run.family, Outputs)))
     size = batch_size or max(1, math.ceil((budget - first) / _MOST_ROUNDS))
     size = min(size, _NUM_CANDIDATES)
-    start = run.domain.sample(first, design_key, design)
+    start = run.domain.sample(first, design_key)
     with run.keeping_samples():
         run.evaluate(start)
         for done in [*range(first, budget, size), budget]:
@@ -159,7 +161,7 @@ def bayesian_front(
             run.trace(trace_key)
             if done == budget:
                 break
-            points, gains = _propose(run, acquisition, design, size, propose_key)
+            points, gains = _propose(run, acquisition, size, propose_key)
             batch = min(size, budget - done)
             run.expected_gain()
             run.rounds[-1]["expected_improvement"] = float(gains[:batch].sum())
@@ -172,7 +174,7 @@ def bayesian_front(
 
 
 def _propose(
-    run: Run, acquisition: str, design: str | None, count: int, key: PRNGKey
+    run: Run, acquisition: str, count: int, key: PRNGKey
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose a batch, and say by which share each should raise the hypervolume."""
     from mapjax import search  # evosax and flax behind it load only when needed
@@ -187,7 +189,7 @@ def _propose(
     if acquisition == "cells":
         candidates = _from_cells(run, count, candidate_key)
     else:
-        candidates = _near_front(run, design, candidate_key)
+        candidates = _near_front(run, candidate_key)
     points = np.concatenate([candidates, known])
     draws = np.asarray(fitted.draw(points, _NUM_DRAWS, key=draw_key, noise=False))
     # With too few samples to tell the noise there is nothing but the mean.
@@ -208,7 +210,7 @@ def _propose(
     return candidates[np.asarray(found.chosen)], gains
 
 
-def _near_front(run: Run, design: str | None, key: PRNGKey) -> np.ndarray:
+def _near_front(run: Run, key: PRNGKey) -> np.ndarray:
     """Offer points of the front, points around them, and some of the design."""
     assert run.front is not None
     host_key, design_key = jax.random.split(key)
@@ -223,7 +225,7 @@ def _near_front(run: Run, design: str | None, key: PRNGKey) -> np.ndarray:
     near = np.asarray(run.domain.place(near))
     # What comes first in every design is known.
     count = _NUM_CANDIDATES // 8
-    fresh = run.domain.sample(run.num_start + 1 + count, design_key, design)[-count:]
+    fresh = run.domain.sample(run.domain.num_first + 1 + count, design_key)[-count:]
     return np.concatenate([front, near, np.asarray(fresh)]).astype(front.dtype)
 
 

@@ -1,5 +1,6 @@
 """Where a driver may go: a box of coefficients, or the mixtures of the experts."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -22,12 +23,14 @@ class Domain(eqx.Module):
         upper: Upper end of each coefficient.
         num_experts: How many experts share the coefficients out.
         mixtures: Whether coefficients are to sum to one, in each group.
+        design: Where to sample at first.
     """
 
     lower: Float[ArrayLike, " coefficients"]
     upper: Float[ArrayLike, " coefficients"]
     num_experts: int = eqx.field(static=True)
     mixtures: bool = eqx.field(static=True, default=False)
+    design: str = eqx.field(static=True, default="multiscale")
 
     @property
     def box(self) -> tuple[Any, Any]:
@@ -45,6 +48,15 @@ class Domain(eqx.Module):
         return "uniform merge" if self.mixtures else "base"
 
     @property
+    def num_first(self) -> int:
+        """How many merges say enough for a first surrogate of outputs, if there are as many.
+
+        The base or the uniform merge, and the experts; or all that "axial" knows of.
+        """
+        both_ways = self.mixtures and self.design == "axial"
+        return 1 + self.num_experts * (2 if both_ways else 1)
+
+    @property
     def num_tied(self) -> int:
         """How many sums of coefficients are fixed: one for each group, or none."""
         return len(self.lower) // self.num_experts if self.mixtures else 0
@@ -57,13 +69,10 @@ class Domain(eqx.Module):
             return jnp.asarray(coefficients)
         return to_simplex(coefficients, self.num_experts)
 
-    def sample(
-        self, count: int, key: PRNGKey, design: str | None = None
-    ) -> Float[Array, "points coefficients"]:
-        """Make a design, by default "multiscale" in a box and "dirichlet" of mixtures."""
-        usual = "dirichlet" if self.mixtures else "multiscale"
+    def sample(self, count: int, key: PRNGKey) -> Float[Array, "points coefficients"]:
+        """Make the design."""
         shape: dict[str, Any] = dict(bounds=self.bounds, num_experts=self.num_experts)
-        return make_design(design or usual, count, len(self.lower), key=key, **shape)
+        return make_design(self.design, count, len(self.lower), key=key, **shape)
 
     def start(self, count: int, key: PRNGKey) -> np.ndarray:
         """Draw points for a search to begin from; none where those of the box will do.
@@ -72,7 +81,7 @@ class Domain(eqx.Module):
         """
         if not self.mixtures:
             return np.zeros((0, len(self.lower)), np.float32)
-        return np.asarray(self.sample(count, key))
+        return np.asarray(dataclasses.replace(self, design="dirichlet").sample(count, key))
 
     def is_new(self, candidates: np.ndarray, known: Any) -> np.ndarray:
         """Tell which candidates are neither known nor repeat an earlier one."""
@@ -83,13 +92,19 @@ class Domain(eqx.Module):
         return first & (steps.max(axis=2).min(axis=1) > _NEAREST)
 
 
-def read_domain(bounds: Any, problem: Problem) -> Domain:
+def read_domain(bounds: Any, problem: Problem, design: str | None = None) -> Domain:
     """Return the box or the simplex that is asked for, or else what the rule says."""
-    bounds = problem.bounds if bounds is None else bounds
-    if isinstance(bounds, str) and bounds == "simplex":
-        ends = read_box((0.0, 1.0), problem.num_coefficients)
-        return Domain(*ends, problem.num_experts, mixtures=True)
-    return Domain(*read_box(bounds, problem.num_coefficients), problem.num_experts)
+    own = problem.bounds
+    mixtures, own_mixtures = (
+        isinstance(b, str) and b == "simplex"
+        for b in (own if bounds is None else bounds, own)
+    )
+    ends = (0.0, 1.0) if mixtures else own if bounds is None else bounds
+    ends = read_box(ends, problem.num_coefficients)
+    # A rule's design is for what it wants searched; on the simplex there is but one.
+    theirs = problem.design if bounds is None or (mixtures and own_mixtures) else None
+    usual = theirs or ("dirichlet" if mixtures else "multiscale")
+    return Domain(*ends, problem.num_experts, mixtures, design or usual)
 
 
 def read_box(bounds: Any, num_coefficients: int) -> tuple[Array, Array]:

@@ -49,8 +49,8 @@ def map_front(
         evaluate: An `Evaluator`, or any function from `[candidates, coefficients]` to
             scores `[candidates, tasks]`.
         budget: How many merges to evaluate, at least one more than there are
-            experts: the base and the experts. With an `Evaluator` that is enough for
-            a good front, and two to four times that for a very good one. With a function
+            experts: as a rule the base and the experts. With an `Evaluator` that is enough
+            for a good front, and two to four times that for a very good one. With a function
             the paper's advice is about `(N + 1) * (N + 2)`.
         key: A typed key. The same key gives the same solution.
         num_coefficients: How many coefficients a function takes; an `Evaluator` knows.
@@ -75,7 +75,9 @@ def map_front(
             average over preferences.
         design: Where to sample at first; a name from `mapjax.design`, by default
             "multiscale", or on the simplex "dirichlet". The base and the experts come
-            first, the uniform merge next; on the simplex there is no base.
+            first, the uniform merge next; on the simplex there is no base, and for "axial",
+            the default for `rules.react`, there are no experts, but mixtures around the
+            uniform one.
         link: "identity", "sigmoid" or "softplus", for all tasks or for each. By default
             what the metrics' bounds call for, and the identity for a function.
         link_bounds: The lowest and the highest possible score, each a number or one per
@@ -134,11 +136,12 @@ def map_front(
         save_to=save_to,
         throw=throw,
         progress=progress,
-        plan=("map_front", rounds, tolerance, design or "multiscale"),
+        design=design,
+        plan=("map_front", rounds, tolerance),
     )
     batches = _batches(run, rounds)
     design_key, key = jax.random.split(key)
-    first = run.domain.sample(batches[0], design_key, design)
+    first = run.domain.sample(batches[0], design_key)
     with run.keeping_samples():
         run.evaluate(first)
         for count in [*batches[1:], 0]:
@@ -159,12 +162,13 @@ def map_front(
 
 def _batches(run: Run, rounds: int | None) -> list[int]:
     """Share the budget out: what is evaluated at first, and then in each round."""
-    first = run.num_start
+    left = run.num_left
+    first = min(run.domain.num_first, left)
     if not isinstance(run.family, Outputs):
-        first = max(first + 1, run.num_left // 2)
-    rest = run.num_left - first
+        first = max(first + 1, left // 2)
+    rest = left - first
     if rounds == 1 or rest <= 0:
-        return [run.num_left]
+        return [left]
     if rounds is None:
         rounds = 1 + min(_MOST_ROUNDS, math.ceil(rest / run.num_start))
     parts = np.array_split(np.arange(rest), min(rounds - 1, rest))

@@ -68,6 +68,7 @@ class Run:
         save_to: str | os.PathLike | None = None,
         throw: bool = True,
         progress: bool | None = None,
+        design: str | None = None,
         plan: tuple = (),
     ):
         """Check the arguments, which are those of `map_front`; nothing is evaluated yet.
@@ -83,7 +84,7 @@ class Run:
             link_bounds=link_bounds,
             ridge=ridge,
         )
-        self.domain = read_domain(bounds, problem)
+        self.domain = read_domain(bounds, problem, design)
         check_key(key)
         check_least("num_points", num_points, 2)
         check_least("num_generations", num_generations, 1)
@@ -91,6 +92,7 @@ class Run:
         by_outputs = isinstance(self.family, Outputs)
         check_budget(budget, self.cost, self.domain.first, problem.num_experts)
         ends = [np.asarray(end).tolist() for end in self.box]
+        plan = (*plan, self.domain.design)
         options = (self.family, link, link_bounds, ridge, num_points, num_generations, plan)
         kind = ("simplex",) * bool(self.domain.num_tied)
         words = repr((jax.random.key_data(key).tolist(), ends, budget, options, *kind))
@@ -151,7 +153,7 @@ class Run:
 
     @property
     def num_start(self) -> int:
-        """How many merges come first: the experts and the base, or the uniform mixture."""
+        """How many merges come first: one more than there are experts."""
         return 1 + self.num_experts
 
     @property
@@ -169,11 +171,11 @@ class Run:
     def num_left(self) -> int:
         """How many merges the budget leaves, those at the start included.
 
-        What other runs have saved was paid for, the base and the experts first of all.
+        What other runs have saved was paid for, and what of the start is there is free.
         """
-        given = self.recorder.num_given
-        left = self.budget // self.cost - given + (self.num_start if given else 0)
-        return max(left, self.num_start)
+        start = self.domain.sample(self.num_start, self.key)  # the same for any key
+        spent = self.recorder.num_given - self.recorder.count_given(start)
+        return max(self.budget // self.cost - spent, self.num_start)
 
     @contextmanager
     def keeping_samples(self) -> Iterator[None]:

@@ -190,7 +190,8 @@ class Solution(eqx.Module):
 
         Args:
             reference: One score per task, in the user's own direction, that counts as
-                worthless; by default the worst of the base and the experts on each task.
+                worthless; by default the worst of the base and the experts on each task,
+                or of all samples where some expert is not among them.
             verified: Measure the verified front instead of the predicted one.
 
         Returns:
@@ -198,20 +199,22 @@ class Solution(eqx.Module):
 
         Raises:
             ValueError: If nothing was verified, the front is empty, or there is neither a
-                reference nor a finite score of base and experts to make one from.
+                reference nor a finite score to make one from.
         """
         signs = minimising_signs(self.directions)
         front = self._front(verified)
         if reference is None:
             rows = [row for name, _, row in self._references() if name != "uniform merge"]
-            found = np.asarray(self.samples.scores)[rows] * signs
+            known = len(rows) >= len(self.expert_names)
+            found = np.asarray(self.samples.scores)[rows if known else slice(None)] * signs
             worst = np.where(np.isfinite(found), found, -np.inf).max(
                 axis=0, initial=-np.inf
             )
             if not np.isfinite(worst).all():
                 raise ValueError(
-                    "Neither the base nor an expert has a finite score on every task: pass "
-                    "`reference`, the worst score per task that is worth something."
+                    "Some task has no finite score of the base, the experts or, without "
+                    "these, any sample: pass `reference`, the worst score per task that is "
+                    "worth something."
                 )
         else:
             worst = np.asarray(reference, float) * signs

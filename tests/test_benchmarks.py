@@ -38,6 +38,12 @@ def test_regret_is_what_a_loop_computes(truth):
     np.testing.assert_allclose(truth.regret(points, wrong), 100 * np.mean(losses))
     assert truth.regret(pool) == pytest.approx(0, abs=1e-9)
     assert truth.regret(points) > 0
+    # Another rule's merges are better by 0.1 at every task.
+    best, own = truth.regret(points), truth.regret(points, linear=True)
+    assert own == best
+    truth.add(np.zeros((len(pool), N)), pool + 0.1, "another rule")
+    assert truth.regret(points) == pytest.approx(best + 10)
+    assert truth.regret(points, linear=True) == own
 
 
 def test_hypervolume_is_a_percentage_of_the_box(truth):
@@ -165,7 +171,7 @@ def test_runs_are_kept_and_trouble_in_one_is_recorded(
     elsewhere = Method(trouble, "none", only=("digits8",))
     monkeypatch.setitem(METHODS, "elsewhere", elsewhere)
     monkeypatch.setattr(_compare, "load", lambda name, seed, folder: suite)
-    toy = _compare.Problem("toy", None, 60, 20, tmp_path / "runs")
+    toy = _compare.Plan("toy", None, 60, 20, tmp_path / "runs")
     methods = ["trouble", "propose", "elsewhere"]
     figures, troubles = _compare.compare(toy, methods, ["N+1", 7], [0])
     assert calls == [4, 7]
@@ -179,6 +185,22 @@ def test_runs_are_kept_and_trouble_in_one_is_recorded(
     assert kept == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.npz")}
     _compare.compare(toy, ["propose"], [4], [0], fresh=True)
     assert sum(t != p.stat().st_mtime_ns for p, t in kept.items()) == 1
+
+
+@pytest.mark.slow  # two processes import JAX and compile
+def test_runs_of_two_processes_are_those_of_one(tmp_path):
+    found = []
+    for processes in (1, 2):
+        plan = _compare.Plan("tiny", None, 50, 10, tmp_path / str(processes))
+        methods, seeds = ["task_arithmetic", "direct_sobol"], [0, 1]
+        found.append(_compare.compare(plan, methods, [6], seeds, processes=processes))
+    (one, none), (two, no_more) = found
+    assert none == no_more == []
+    for method in ("task_arithmetic", "direct_sobol"):
+        alone, together = (figures["methods"][method]["6"] for figures in (one, two))
+        assert "seconds" not in together  # which others have slowed down
+        for measure in {*alone} - {"seconds", "peak_megabytes"}:
+            assert together[measure] == alone[measure], measure
 
 
 def test_budgets_go_by_the_number_of_experts():

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mapjax.transforms._order_statistics import _by_bits, kth_largest, ranks, standings
+from mapjax.transforms._order_statistics import (
+    _by_bits,
+    _histogram,
+    _sorted_histogram,
+    kth_largest,
+    ranks,
+    standings,
+)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
@@ -59,3 +66,11 @@ def test_ranks_are_those_of_numpy():
     x = np.random.default_rng(0).integers(0, 5, (3, 20))
     want = np.argsort(np.argsort(x, axis=1, kind="stable"), axis=1)
     np.testing.assert_array_equal(ranks(jnp.asarray(x, jnp.float32)), want)
+
+
+def test_both_ways_to_count_agree():
+    kinds = jnp.asarray(np.random.default_rng(0).integers(0, 2**16, (50, 60)) // 100)
+    want = np.bincount(np.asarray(kinds).ravel(), minlength=2**16)
+    for count in (_histogram, _sorted_histogram):
+        np.testing.assert_array_equal(count(kinds), want)
+    assert _histogram(jnp.array([3, 2**16])).sum() == 1  # the second is no kind

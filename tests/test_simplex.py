@@ -225,3 +225,94 @@ def test_a_run_on_the_simplex_goes_on_where_it_was_interrupted(tmp_path):
     again = mj.map_front(counted, **options)
     assert sum(calls) == done == 10
     np.testing.assert_array_equal(first.front.coefficients, again.front.coefficients)
+
+
+@pytest.mark.parametrize(("n", "groups"), [(2, 1), (5, 1), (3, 2)])
+def test_an_axial_design_goes_both_ways_from_the_uniform_mixture(n, groups):
+    points = np.asarray(
+        design.make_design(
+            "axial", 30, n * groups, bounds="simplex", num_experts=n, key=KEY
+        )
+    )
+    each = points.reshape(30, n, groups).astype(float)
+    np.testing.assert_allclose(each[0], 1 / n, rtol=1e-6)
+    for i in range(n):
+        others = np.arange(n) != i
+        without, towards = each[1 + i], each[1 + n + i]
+        np.testing.assert_allclose(without[i], 0.2 / n, rtol=1e-5)
+        np.testing.assert_allclose(without[others], (1 - 0.2 / n) / (n - 1), rtol=1e-5)
+        np.testing.assert_allclose(towards[i], 0.5 + 0.5 / n, rtol=1e-5)
+        np.testing.assert_allclose(towards[others], 0.5 / n, rtol=1e-5)
+    assert (each >= 0).all()
+    np.testing.assert_allclose(each.sum(axis=1), 1, atol=1e-5)
+    if groups > 1:  # what is random is drawn for each group
+        assert np.abs(each[2 * n + 1 :, :, 0] - each[2 * n + 1 :, :, 1]).max() > 0.1
+
+
+class Preferring:
+    """A rule that says where drivers begin."""
+
+    num_coefficients = 3
+    coefficient_names = ("a", "b", "c")
+    bounds = "simplex"
+    design = "axial"
+
+    def __call__(self, c):
+        return c
+
+
+@pytest.mark.parametrize("driver", [mj.map_front, mj.bayesian_front])
+def test_a_rule_says_where_drivers_begin(driver):
+    def predict(params, x):
+        return -((params - x) ** 2)
+
+    total = mj.metrics.Metric(lambda outputs, _: 1 + outputs.sum(axis=-1).mean())
+    tasks = [
+        mj.Task(name, predict, wanted[None], np.zeros(1), metric=total)
+        for name, wanted in zip("ab", WANTED, strict=True)
+    ]
+    evaluator = mj.Evaluator(Preferring(), tasks)
+    axial = design.make_design("axial", 8, 3, bounds="simplex", key=KEY)
+    for budget, first in (
+        (4, 4),
+        (8, 7),
+    ):  # the middle of the design at least, then all of it
+        found = driver(evaluator, budget=budget, key=KEY, num_generations=5)
+        np.testing.assert_allclose(
+            found.samples.coefficients[:first], axial[:first], atol=1e-6
+        )
+    assert found.references() == {"uniform": 0}
+    assert (
+        found.hypervolume(verified=False) > 0
+    )  # without the experts, from the worst sample
+    # A rule's design is for its own domain, said or not.
+    said = driver(evaluator, budget=4, key=KEY, num_generations=5, bounds="simplex")
+    np.testing.assert_allclose(said.samples.coefficients, axial[:4], atol=1e-6)
+    for bounds, asked in (((0.0, 1.0), None), (None, "dirichlet")):
+        found = driver(
+            evaluator, budget=4, key=KEY, num_generations=5, bounds=bounds, design=asked
+        )
+        assert {*"abc"} <= {*found.references()}
+
+
+def test_what_another_design_has_left_in_the_file_is_paid_for(tmp_path):
+    path, made = tmp_path / "samples.jsonl", []
+
+    def evaluate(c):
+        made.extend(np.asarray(c))
+        return two_wishes(c)
+
+    run = partial(
+        mj.map_front,
+        evaluate,
+        num_coefficients=3,
+        bounds="simplex",
+        num_generations=5,
+        key=KEY,
+        save_to=path,
+    )
+    run(budget=10, design="dirichlet")
+    assert len(made) == 10
+    # Of the start it shares the uniform mixture alone.
+    run(budget=14, design="axial")
+    assert len(made) == 14

@@ -140,6 +140,14 @@ def test_hypervolume_is_moocores(verified):
         assert want > 0
 
 
+def test_a_hypervolume_without_all_experts_is_above_the_worst_sample():
+    kept = jnp.asarray(C[[1, 3, 4, 6]])  # one expert, the uniform merge and two more
+    scores = jnp.asarray(SCORES[[1, 3, 4, 6]])
+    solution = make_solution(samples=Samples(kept, scores))
+    want = moocore.hypervolume(np.asarray(solution.front.scores) * [-1, 1], ref=[-0.1, 9.0])
+    np.testing.assert_allclose(solution.hypervolume(verified=False), want, rtol=1e-5)
+
+
 def test_predictions_of_own_merges_have_error_bars():
     solution = make_solution()
     front = solution.predicted(C)
@@ -228,9 +236,9 @@ EMPTY = Front(jnp.zeros((0, 2)), jnp.zeros((0, 2)))
         (lambda s: make_solution(surrogate=None).predicted(C), "There is no surrogate"),
         (
             lambda s: make_solution(
-                samples=Samples(jnp.asarray(C[4:]), jnp.asarray(SCORES[4:]))
+                samples=Samples(jnp.asarray(C), jnp.full_like(SCORES, jnp.nan))
             ).hypervolume(),
-            "Neither the base nor an expert .* pass `reference`",
+            "Some task has no finite score .* pass `reference`",
         ),
     ],
 )

@@ -52,14 +52,15 @@ def uniforms(tau):
     """Draw a word for two entries, and exchange its halves for the second."""
     found = []
     for key, v in zip(jax.random.split(KEY, len(tau)), tau, strict=True):
-        shape = (*v.shape[1:-1], -(-v.shape[-1] // 2))
+        last = v.shape[-1] if v.ndim > 1 else 1
+        shape = (*v.shape[1:-1], -(-last // 2))
         words = [jax.random.bits(k, shape, "uint32") for k in jax.random.split(key, len(v))]
         exchanged = (
             np.asarray(words).view(np.uint16).reshape(*np.shape(words), 2)[..., ::-1]
         )
         exchanged = np.ascontiguousarray(exchanged).view(np.uint32)[..., 0]
-        both = np.concatenate([words, exchanged], axis=-1)[..., : v.shape[-1]]
-        found.append(both / 2**32)
+        both = np.concatenate([words, exchanged], axis=-1)[..., :last]
+        found.append(both.reshape(v.shape) / 2**32)
     return found
 
 
@@ -332,6 +333,10 @@ def test_complex_vectors_where_no_signs_are_read():
     )
     scaled = transforms.lines(tv, alpha=0.5, beta=0.0)
     np.testing.assert_allclose(merged(scaled), v.sum(0) / 2, rtol=1e-6)
+    crumbs = np.asarray(transforms.breadcrumbs(tv, beta=0.6, gamma=0.1).vectors["layer_0"])
+    for got, x in zip(crumbs, v, strict=True):  # 8 of 20 stay, without the 2 largest
+        order = np.argsort(np.abs(x).ravel())[-8:-2]
+        np.testing.assert_array_equal(np.flatnonzero(got), np.sort(order))
     for rule in (transforms.ties, transforms.pcb, transforms.widen):
         with pytest.raises(
             ValueError, match=r"compares signs, but leaf \['layer_0'\] is com"
@@ -350,6 +355,11 @@ def test_tensors_without_entries_and_scalars():
         assert edited[0].shape == (2, 0, 3)
         for got, want in zip(edited[1:], rule.merged(tau[1:], base[1:]), strict=True):
             np.testing.assert_allclose(got.sum(0), want, atol=1e-6)
+    for name in ("dare", "della"):  # whose keys go by all tensors
+        rule = next(rule for rule in RULES if rule.name == name)
+        full = make(2, {"layer": (4, 3), "scale": ()})
+        assert_law(rule, full, 1e-6)
+        assert numpy_of(rule.transform(tv))[0][0].shape == (2, 0, 3)
 
 
 def test_lines_takes_layers_and_has_defaults():

@@ -55,9 +55,10 @@ def on_regmean(suite: Suite, budget: int) -> Found:
     return with_driver(suite, budget, rule=regmean(suite))
 
 
-def on_regmean_mean(suite: Suite, budget: int) -> Found:
+def on_regmean_mean(suite: Suite, budget: int, **options: Any) -> Found:
     """Run `map_front` on the weights of `rules.regmean_mean`, which reads the same."""
-    return with_driver(suite, budget, rule=mj.rules.regmean_mean(*with_grams(suite)))
+    rule = mj.rules.regmean_mean(*with_grams(suite))
+    return with_driver(suite, budget, rule=rule, **options)
 
 
 def on_react(suite: Suite, budget: int, **options: Any) -> Found:

@@ -42,6 +42,11 @@ METHODS: dict[str, Method] = {
     "map_front_regmean_mean": Method(
         _drivers.on_regmean_mean, "on the weights of `rules.regmean_mean`", True
     ),
+    "map_front_regmean_mean_axial": Method(
+        partial(_drivers.on_regmean_mean, design="axial"),
+        'the same with `design="axial"`: from the uniform mixture, not from the experts',
+        True,
+    ),
     "map_front_react": Method(
         _drivers.on_react,
         "on the preferences of `rules.react`",

@@ -5,6 +5,7 @@ from mapjax.design._d_optimal import d_optimal as d_optimal
 from mapjax.design._make_design import DESIGNS as DESIGNS
 from mapjax.design._make_design import make_design as make_design
 from mapjax.design._mixture import mixture as mixture
+from mapjax.design._simplex import axial as axial
 from mapjax.design._simplex import dirichlet as dirichlet
 from mapjax.design._simplex import mixture_amount as mixture_amount
 from mapjax.design._simplex import simplex_lattice as simplex_lattice

@@ -7,10 +7,17 @@ from mapjax.design._box import Bounds, as_points, distinct, read_box
 from mapjax.design._corners import starting_points
 from mapjax.design._d_optimal import d_optimal, keep_determined
 from mapjax.design._mixture import mixture
-from mapjax.design._simplex import dirichlet, mixture_amount, simplex_lattice
+from mapjax.design._simplex import (
+    along_axes,
+    axial,
+    dirichlet,
+    mixture_amount,
+    simplex_lattice,
+)
 from mapjax.design._space_filling import latin_hypercube, multiscale, sobol
 
 DESIGNS = {
+    "axial": axial,
     "d_optimal": d_optimal,
     "dirichlet": dirichlet,
     "latin_hypercube": latin_hypercube,
@@ -24,7 +31,7 @@ DESIGNS = {
 
 _BY_EXPERT = ("d_optimal", "multiscale")
 _ROUNDING = 1e-5
-_ON_SIMPLEX = ("dirichlet", "simplex_lattice")
+_ON_SIMPLEX = ("axial", "dirichlet", "simplex_lattice")
 
 
 def make_design(
@@ -40,8 +47,9 @@ def make_design(
 
     These come first, in this order and even where they lie outside the box, since every
     result is read beside them; then come points of the design `name`. Mixtures start with
-    the experts. No point comes twice. With $(N+1)(N+2)/2$ points or more, a design
-    determines a quadratic.
+    the experts and the uniform merge; those of "axial" with that merge and mixtures around
+    it. No point comes twice. With $(N+1)(N+2)/2$ points or more, a design determines a
+    quadratic.
 
     Args:
         name: One of `DESIGNS`.
@@ -49,7 +57,7 @@ def make_design(
         num_coefficients: How many coefficients there are, N.
         bounds: Ends of the box, each a number or one per coefficient; or "simplex", for
             mixtures of the experts: coefficients that sum to one, in each group. The base
-            is none, and the designs are "dirichlet" and "simplex_lattice".
+            is none, and the designs are "axial", "dirichlet" and "simplex_lattice".
         num_experts: How many experts share the coefficients out, as `corners` takes it. A
             design on the simplex has one for all of them, and so stays near the base.
         key: A typed key.
@@ -95,8 +103,8 @@ def _mixtures(
             f"`design` is {name!r}, whose points do not sum to one; with `bounds` 'simplex' "
             f"choose from {_ON_SIMPLEX}."
         )
-    first = starting_points(num_coefficients, num_experts)[1:]
     experts = num_experts or num_coefficients
+    first = starting_points(num_coefficients, num_experts)[1:]
     if experts < 2:
         raise ValueError(
             "`bounds` is 'simplex', but a mixture needs two experts or more. Pass (lower, "
@@ -104,6 +112,8 @@ def _mixtures(
         )
     # One expert fewer: what these leave to the base is the last one's.
     count, groups = num_points + len(first), num_coefficients // experts
+    if name == "axial":  # in all groups alike, and then each for itself
+        first, name = np.repeat(along_axes(experts), groups, axis=1), "dirichlet"
     drawn = np.asarray(DESIGNS[name](count * groups, experts - 1, key=key), np.float64)
     last = 1 - drawn.sum(axis=1, keepdims=True)
     rows = np.concatenate([drawn, np.where(last > _ROUNDING, last, 0)], axis=1)

@@ -88,6 +88,57 @@ def dirichlet(
     return as_points(_shrink(unit, *box))
 
 
+def axial(
+    num_points: int,
+    num_coefficients: int,
+    *,
+    bounds: Bounds = (0.0, 1.0),
+    key: Array,
+) -> Float[Array, "points coefficients"]:
+    r"""Go from the centre of the simplex towards and away from each of its corners.
+
+    The parts are N experts and the base, which takes what they leave. First comes their
+    centre; then, for each part, a mixture with a fifth of its share; then, for each expert,
+    the mixture half-way to it alone; then points of `dirichlet`. Near the centre is what
+    most preferences want, and corners say little of it.
+
+    Args:
+        num_points: How many; after $2 (N + 1)$ they are random.
+        num_coefficients: How many experts there are.
+        bounds: The simplex is shrunk to fit into this box, from its point nearest to the
+            base.
+        key: A typed key.
+
+    Raises:
+        ValueError: If a number is below 1, bounds are reversed or the key is not typed.
+
+    Example:
+        >>> import jax
+        >>> (40 * axial(4, 1, key=jax.random.key(0))).ravel().round().tolist()
+        [20.0, 4.0, 36.0, 30.0]
+
+    References:
+        Cornell, *Some comments on designs for Cox's mixture polynomial*, Technometrics
+        17(1), 1975. Snee, Marquardt, *Screening concepts and designs for experiments with
+        mixtures*, Technometrics 18(1), 1976, whose end-effect blends leave a part out.
+    """
+    box = read_box(num_points, num_coefficients, bounds)
+    # Half-way to the base, the last part, would be one more on the axes than a quadratic
+    # has unknowns there.
+    first = along_axes(num_coefficients + 1)[:-1, :-1]
+    unit = generator(key).dirichlet(np.ones(num_coefficients + 1), num_points)[:, 1:]
+    return as_points(_shrink(np.concatenate([first, unit])[:num_points], *box))
+
+
+def along_axes(num_parts: int) -> np.ndarray:
+    """List the centre of a simplex, points away from each corner, and towards each."""
+    centre = np.full((1, num_parts), 1 / num_parts)
+    corners = np.eye(num_parts)
+    # A part's share goes to this much of the way to zero, where little is left to lose.
+    without = centre - 0.8 / (num_parts - 1) * (corners - centre)
+    return np.concatenate([centre, without, (centre + corners) / 2])
+
+
 def mixture_amount(
     num_points: int,
     num_coefficients: int,

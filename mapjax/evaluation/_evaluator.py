@@ -50,8 +50,8 @@ class Evaluator:
             rule: Task vectors, merged linearly, or any function `coefficients ->
                 parameters` written in JAX. Those that `mapjax.group` made take one column
                 per expert and group, with the groups of an expert side by side. A function
-                that is an object may have `num_coefficients`, `coefficient_names` and
-                `bounds`, what drivers search.
+                that is an object may have `num_coefficients`, `coefficient_names`,
+                `bounds` and `design`: what drivers search, and where they begin.
             tasks: What to score on, a list of `mapjax.Task`.
             num_coefficients: How many coefficients a rule takes that is a function.
             chunk_size: How many candidates are evaluated at once on each device. By
@@ -118,6 +118,11 @@ class Evaluator:
     def bounds(self) -> Any:
         """What drivers search by default: the rule's `bounds`, or the unit box."""
         return getattr(self.rule, "bounds", (0.0, 1.0))
+
+    @property
+    def design(self) -> str | None:
+        """Where drivers sample at first by default, where the rule says so."""
+        return getattr(self.rule, "design", None)
 
     @property
     def _task_vectors(self) -> TaskVectors | None:

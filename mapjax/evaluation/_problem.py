@@ -30,6 +30,8 @@ class Problem(NamedTuple):
         num_examples: The examples behind each task's score, or None if unknown.
         bounds: What is searched unless a driver is told otherwise: lower and upper end, or
             "simplex".
+        design: Where to sample at first unless a driver is told otherwise; None for what
+            is usual.
     """
 
     evaluate: Callable[..., Any]
@@ -41,6 +43,7 @@ class Problem(NamedTuple):
     link_bounds: Any
     num_examples: tuple[int, ...] | None
     bounds: Any = (0.0, 1.0)
+    design: str | None = None
 
     @property
     def num_coefficients(self) -> int:
@@ -129,6 +132,7 @@ def describe_problem(
             link_bounds=link_bounds or _ends(limits),
             num_examples=tuple(task.num_examples for task in evaluate.tasks),
             bounds=evaluate.bounds,
+            design=evaluate.design,
         )
         return problem.with_tasks(evaluate.task_names)
     if not callable(evaluate):

@@ -96,6 +96,12 @@ class Recorder:
         scores = np.array([self._known[key] for key in done], self._dtype).reshape(-1, t)
         return Samples(jnp.asarray(coefficients), jnp.asarray(scores))
 
+    def count_given(self, coefficients: Any) -> int:
+        """Say how many of some merges other runs have left in the file."""
+        given = set(list(self._asked)[: self.num_given])
+        rows = np.ascontiguousarray(coefficients, self._dtype)
+        return sum(row.tobytes() in given for row in rows)
+
     def outputs(self) -> list[PyTree]:
         """Give what the metrics saw, `[samples, examples, ...]` for each task."""
         assert self.shapes is not None

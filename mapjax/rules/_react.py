@@ -56,6 +56,14 @@ class ReACT(eqx.Module):
         """What drivers search by default: preferences that sum to one."""
         return "simplex"
 
+    @property
+    def design(self) -> str:
+        """Where drivers begin by default: around equal preferences.
+
+        No corner is an expert, and what most preferences want is nearly the middle.
+        """
+        return "axial"
+
     def __call__(self, preference: ArrayLike) -> PyTree:
         """Solve for the last kernel; no preference at all counts as an equal one.
 

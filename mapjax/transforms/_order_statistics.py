@@ -75,10 +75,11 @@ def kth_largest(
         of: What of a value is compared. Computed where it is read, so that no copy of the
             values is kept.
     """
-    dtype = functools.reduce(wide, [v.dtype for v in values], jnp.dtype(jnp.float32))
+    kinds = [jax.eval_shape(of, v).dtype for v in values]
+    dtype = functools.reduce(wide, kinds, jnp.dtype(jnp.float32))
 
     def compared(v: Array) -> Array:
-        return of(v.astype(dtype))
+        return of(v).astype(dtype)
 
     return lax.platform_dependent(
         tuple(values),
@@ -98,16 +99,17 @@ def _by_digits(
         places = [_from_float(of(v)).ravel() for v in values]
         found, left = jnp.zeros((), places[0].dtype), k
         for shift in range(bits - _DIGIT, -1, -_DIGIT):
-            number = jnp.zeros(2**_DIGIT, jnp.int32)
+            number = jnp.zeros(2**_DIGIT, k.dtype)
             for place in places:
                 # What differs above these bits is not counted: no pattern is as large.
                 same = (place >> shift) >> _DIGIT == found
                 digit = (place >> shift) & (2**_DIGIT - 1)
                 digit = jnp.where(same, digit.astype(jnp.int32), 2**_DIGIT)
-                number = number.at[digit].add(1, mode="drop")
+                # One tensor's fit into an int32, those of all may not.
+                number = number + _histogram(digit).astype(k.dtype)
             reached = lax.cumsum(number, reverse=True)
-            most = jnp.sum(reached >= left) - 1
-            left = left - (reached[most] - number[most]).astype(left.dtype)
+            most = jnp.maximum(jnp.sum(reached >= left) - 1, 0)
+            left = left - (reached[most] - number[most])
             found = (found << _DIGIT) | most.astype(found.dtype)
         return _to_float(found, dtype)
 
@@ -158,6 +160,17 @@ def _to_float(x: Array, dtype: jnp.dtype) -> Array:
     return lax.bitcast_convert_type(jnp.where(x >= top, x ^ top, ~x), dtype)
 
 
+def _histogram(kinds: Int[Array, "..."]) -> Int[Array, " kinds"]:
+    """Count how often each kind comes; what is no kind is left out."""
+    return jnp.zeros(2**_DIGIT, jnp.int32).at[kinds.ravel()].add(1, mode="drop")
+
+
+def _sorted_histogram(kinds: Int[Array, "..."]) -> Int[Array, " kinds"]:
+    """Count the same by a sort."""
+    ends = jnp.searchsorted(jnp.sort(kinds.ravel()), jnp.arange(2**_DIGIT + 1))
+    return jnp.diff(ends).astype(jnp.int32)
+
+
 def standings(
     sizes: Float[Array, "..."],
 ) -> tuple[Float[Array, " kinds"], Int[Array, "..."]]:
@@ -172,7 +185,8 @@ def standings(
     """
     bits = lax.bitcast_convert_type(sizes.astype(jnp.float32), jnp.uint32)
     kinds = (bits >> (31 - _DIGIT)).astype(jnp.int32)  # but for the sign, which is zero
-    number = jnp.zeros(2**_DIGIT, jnp.int32).at[kinds.ravel()].add(1)
+    # Sorts are quick where many threads that count in one place are not.
+    number = lax.platform_dependent(kinds, cpu=_histogram, default=_sorted_histogram)
     below = jnp.cumsum(number) - number
     return (below + number / 2) / max(1, sizes.size), kinds
 

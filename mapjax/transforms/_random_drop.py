@@ -59,7 +59,10 @@ def dare(task_vectors: TaskVectors, *, density: float = 0.1, key: PRNGKey) -> Ta
 
 @eqx.filter_jit
 def _dare(vectors: list[Array], density: Array, key: PRNGKey) -> list[Array]:
-    return _each_task(vectors, key, lambda v, key: _drop(v, density, key))
+    def drop(v: Array, key: PRNGKey) -> Array:
+        return _drop(widened(v), density, key).astype(v.dtype)
+
+    return _each_task(vectors, key, drop)
 
 
 def della(
@@ -130,36 +133,41 @@ def _della(vectors: list[Array], density_and_window: Array, key: PRNGKey) -> lis
     def drop(v: Array, key: PRNGKey) -> Array:
         standing, kind = standings(jnp.abs(v))
         keep = density + window * (standing - 0.5)
-        return _drop(v, keep[kind], key)
+        return _drop(widened(v), keep[kind], key)
 
     sparse = _each_task(vectors, key, drop)
-    return [disjoint_mean(widened(v)).astype(v.dtype) for v in sparse]
+    return [disjoint_mean(s).astype(v.dtype) for s, v in zip(sparse, vectors, strict=True)]
 
 
 def _each_task(
     vectors: list[Array], key: PRNGKey, edit: Callable[[Array, PRNGKey], Array]
 ) -> list[Array]:
-    """Edit each vector with a key of its own, one after the other.
+    """Edit each vector with a key of its own, on the CPU one after the other.
 
-    All at once, the random numbers would take the memory of the vectors several times.
+    All at once, the random numbers would take the memory of the vectors several times there;
+    an accelerator makes them where they are used.
     """
-
-    def one(v_and_key: tuple[Array, PRNGKey]) -> Array:
-        v, key = v_and_key
-        return edit(widened(v), key).astype(v.dtype)
-
     keys = jax.random.split(key, len(vectors))
     return [
-        lax.map(one, (v, jax.random.split(key, len(v)))) if v.size else v
+        lax.platform_dependent(
+            v,
+            jax.random.split(key, len(v)),
+            cpu=lambda v, keys: lax.map(lambda row: edit(*row), (v, keys)),
+            default=jax.vmap(edit),
+        )
+        if v.size
+        else v
         for v, key in zip(vectors, keys, strict=True)
     ]
 
 
 def _drop(v: Array, keep: Float[Array, "..."], key: PRNGKey) -> Array:
     """Keep entries with the given probability, divided by it."""
+    *shape, last = v.shape or (1,)
     # One word decides about two entries, once as it is and once with its halves exchanged:
     # both are uniform, and one says nothing of the other but where halves agree by chance.
-    words = jax.random.bits(key, (*v.shape[:-1], (v.shape[-1] + 1) // 2), jnp.uint32)
+    words = jax.random.bits(key, (*shape, (last + 1) // 2), jnp.uint32)
     words = jnp.concatenate([words, (words << 16) | (words >> 16)], axis=-1)
-    uniform = (words[..., : v.shape[-1]] >> 8).astype(jnp.float32) * 2**-24
+    words = words[..., :last].reshape(v.shape)
+    uniform = (words >> 8).astype(jnp.float32) * 2**-24
     return jnp.where(uniform < keep, v / keep, 0)

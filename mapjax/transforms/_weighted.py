@@ -64,7 +64,7 @@ def ota(
     (fast Fisher grafting). Where all $\nu_j$ are zero it keeps $m_i \tau_i / N$.
 
     Needs the optimizer states of the experts' training: see `second_moments`. Costs about
-    32 passes over the vectors, or 1 with `density=1`. When checkpoints come with optimizer
+    a few passes over the vectors, or 1 with `density=1`. When checkpoints come with optimizer
     states, as nothing has to be run. Coefficients of one give OTA.
 
     Args:
