@@ -18,12 +18,6 @@ USUAL_SUITES = ("digits3", "digits8", "vision8", "sentiment4")
 USUAL_BUDGETS = ("N+1", "48", "2p")
 
 
-def _keep_programs() -> None:
-    """Share what is compiled: methods and seeds have most programs in common."""
-    jax.config.update("jax_compilation_cache_dir", str(CACHE / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
 def run(
     suite: Sequence[str] = USUAL_SUITES,
     methods: Sequence[str] = tuple(METHODS),
@@ -81,7 +75,7 @@ def run(
                 seeds,
                 fresh=fresh,
                 processes=processes or 1,
-                start=_keep_programs if quick else None,
+                keep_programs=quick,
             )
         except (ImportError, OSError, RuntimeError, ValueError) as error:  # of the suite
             troubles.append(f"{name}: {error}")

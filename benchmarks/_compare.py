@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks._measures import Record, design_points, judge, record
 from benchmarks._truth import Truth
 from benchmarks.methods import METHODS, NotInstalledError
-from benchmarks.suites import load
+from benchmarks.suites import CACHE, load
 from mapjax._progress import progress_bar
 
 _VERSION = 1  # of the runs: raise it when a method changes
@@ -59,7 +60,7 @@ def compare(
     *,
     fresh: bool = False,
     processes: int = 1,
-    start: Callable[[], None] | None = None,
+    keep_programs: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """Measure methods on one suite, for every budget and seed.
 
@@ -74,13 +75,14 @@ def compare(
         fresh: Whether to make runs again that lie on disk.
         processes: How many work at once. They slow each other down: seconds are only kept
             with one.
-        start: Called once where the work is done, before it.
+        keep_programs: Whether to keep what is compiled on disk: methods and seeds have most
+            programs in common.
 
     Returns:
         The figures of runs that there are for every seed, and what went wrong, a line for
         each run that did. A method whose library is not installed is left out.
     """
-    with _workers(processes, start) as each:
+    with _workers(processes, _keep_programs if keep_programs else None) as each:
         # Where several ask for them, models are trained and pools drawn beforehand.
         first = seeds if processes > 1 else seeds[:1]
         n, *_ = each(_prepare, [(plan, seed) for seed in first])
@@ -134,6 +136,11 @@ def _workers(
         except BaseException:  # Ctrl-C among them: what has not begun is not waited for
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _keep_programs() -> None:
+    jax.config.update("jax_compilation_cache_dir", str(CACHE / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @functools.lru_cache(maxsize=1)
