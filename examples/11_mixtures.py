@@ -23,7 +23,7 @@ rules = {
     "ReACT": mj.rules.react(tv, predict, seen),
 }
 
-# The same few evaluations for each: experts and a uniform merge, and some of the front.
+# The same few evaluations for each: experts or mixtures around the middle, and the front.
 preferences = np.random.default_rng(0).dirichlet(np.ones(4), 50)
 reached = {}
 for name, rule in rules.items():

@@ -30,7 +30,7 @@ class Solution(eqx.Module):
         front: The front as predicted by the surrogate.
         samples: Every real evaluation, in order: first those of other runs in `save_to`,
             then the base, each expert, and the uniform merge where the budget allowed it (on
-            the simplex no base), last those made to verify.
+            the simplex no base, in an "axial" design no expert), last those made to verify.
         verified: The best of the samples: those that no other sample dominates. None
             unless verification was asked for.
         surrogate: From `[candidates, coefficients]` to predicted scores
