@@ -86,18 +86,23 @@ def compare(
         # Where several ask for them, models are trained and pools drawn beforehand.
         first = seeds if processes > 1 else seeds[:1]
         n, *_ = each(_prepare, [(plan, seed) for seed in first])
-        wanted = [
-            _Job(plan, seed, method, budgets_for(method, budgets, n), fresh, processes == 1)
-            for seed in seeds
-            for method in methods
-            if not METHODS[method].only or plan.suite in METHODS[method].only
-        ]
+        able = [m for m in methods if plan.suite in (METHODS[m].only or (plan.suite,))]
         troubles: list[str] = []
-        with progress_bar(plan.suite, len(wanted)) as advance:
-            for failed in each(_make, wanted):
-                troubles += failed
-                advance(1)
-        found = list(each(_judge_all, [(plan, seed) for seed in seeds]))
+        judged = []
+        for seed in seeds:
+            jobs = [
+                _Job(plan, seed, m, budgets_for(m, budgets, n), fresh, processes == 1)
+                for m in able
+            ]
+            with progress_bar(f"{plan.suite}, seed {seed}", len(jobs)) as advance:
+                for failed in each(_make, jobs):
+                    troubles += failed
+                    advance(1)
+            figures = each(_judge_all, [(plan, seed)])
+            # One process judges the suite that it has at hand; of several, one does while
+            # the others go on with the next.
+            judged.append(list(figures) if processes == 1 else figures)
+        found = [figures for (figures,) in judged]
     # A median of other seeds than the rest could not be compared with it.
     common = set.intersection(*({*runs} for runs, _ in found))
     figures = summarise([rest for _, rest in found])
@@ -144,16 +149,11 @@ def _keep_programs() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _truth(plan: Plan, seed: int) -> Truth:
-    """Load a suite; one process works on one seed after the other."""
-    return Truth(load(plan.suite, seed, folder=plan.folder), size=plan.pool)
-
-
-def _runs(plan: Plan, truth: Truth) -> Path:
-    """Say where the runs on the models of one seed are."""
-    suite = truth.suite
+def _load(plan: Plan, seed: int) -> tuple[Truth, Path]:
+    """Load a suite, and say where its runs are; one process works on one after the other."""
+    suite = load(plan.suite, seed, folder=plan.folder)
     name = f"{suite.name}-{suite.seed}-{suite.fingerprint()}-{_VERSION}"
-    return plan.runs / name
+    return Truth(suite, size=plan.pool), plan.runs / name
 
 
 def _prepare(plan_and_seed: tuple[Plan, int]) -> int:
@@ -162,7 +162,8 @@ def _prepare(plan_and_seed: tuple[Plan, int]) -> int:
     Returns:
         How many experts there are.
     """
-    return _truth(*plan_and_seed).suite.task_vectors.num_tasks
+    truth, _ = _load(*plan_and_seed)
+    return truth.suite.task_vectors.num_tasks
 
 
 def _make(job: _Job) -> list[str]:
@@ -172,10 +173,10 @@ def _make(job: _Job) -> list[str]:
         A line for each that failed.
     """
     plan, seed, method, budgets, fresh, is_alone = job
-    truth = _truth(plan, seed)
+    truth, place = _load(plan, seed)
     troubles: list[str] = []
     for budget in budgets:
-        path = _runs(plan, truth) / f"{method}-{budget}.npz"
+        path = place / f"{method}-{budget}.npz"
         try:
             if fresh:
                 path.unlink(missing_ok=True)
@@ -202,10 +203,9 @@ def _judge_all(
     Returns:
         The figures of each run, and those of the suite.
     """
-    plan, seed = plan_and_seed
-    truth = _truth(plan, seed)
+    truth, place = _load(*plan_and_seed)
     runs: dict[Key, Record] = {}
-    for path in sorted(_runs(plan, truth).glob("*.npz")):
+    for path in sorted(place.glob("*.npz")):
         method, _, budget = path.stem.rpartition("-")
         if method in METHODS:
             runs[method, int(budget)] = Record.load(path)

@@ -94,16 +94,15 @@ class Domain(eqx.Module):
 
 def read_domain(bounds: Any, problem: Problem, design: str | None = None) -> Domain:
     """Return the box or the simplex that is asked for, or else what the rule says."""
-    own = problem.bounds
-    mixtures, own_mixtures = (
-        isinstance(b, str) and b == "simplex"
-        for b in (own if bounds is None else bounds, own)
+    asked = problem.bounds if bounds is None else bounds
+    mixtures, usually_mixtures = (
+        isinstance(b, str) and b == "simplex" for b in (asked, problem.bounds)
     )
-    ends = (0.0, 1.0) if mixtures else own if bounds is None else bounds
-    ends = read_box(ends, problem.num_coefficients)
-    # A rule's design is for what it wants searched; on the simplex there is but one.
-    theirs = problem.design if bounds is None or (mixtures and own_mixtures) else None
-    usual = theirs or ("dirichlet" if mixtures else "multiscale")
+    ends = read_box((0.0, 1.0) if mixtures else asked, problem.num_coefficients)
+    # A rule's design is for what it wants searched, and all mixtures are the same.
+    if design is None and (bounds is None or (mixtures and usually_mixtures)):
+        design = problem.design
+    usual = "dirichlet" if mixtures else "multiscale"
     return Domain(*ends, problem.num_experts, mixtures, design or usual)
 
 

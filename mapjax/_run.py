@@ -173,9 +173,11 @@ class Run:
 
         What other runs have saved was paid for, and what of the start is there is free.
         """
-        start = self.domain.sample(self.num_start, self.key)  # the same for any key
-        spent = self.recorder.num_given - self.recorder.count_given(start)
-        return max(self.budget // self.cost - spent, self.num_start)
+        left, given = self.budget // self.cost, self.recorder.num_given
+        if given:
+            start = self.domain.sample(self.num_start, self.key)  # the same for any key
+            left -= given - self.recorder.count_given(start)
+        return max(left, self.num_start)
 
     @contextmanager
     def keeping_samples(self) -> Iterator[None]:

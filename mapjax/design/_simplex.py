@@ -125,9 +125,9 @@ def axial(
     box = read_box(num_points, num_coefficients, bounds)
     # Half-way to the base, the last part, would be one more on the axes than a quadratic
     # has unknowns there.
-    first = along_axes(num_coefficients + 1)[:-1, :-1]
-    unit = generator(key).dirichlet(np.ones(num_coefficients + 1), num_points)[:, 1:]
-    return as_points(_shrink(np.concatenate([first, unit])[:num_points], *box))
+    first = _shrink(along_axes(num_coefficients + 1)[:-1, :-1], *box)
+    rest = dirichlet(num_points, num_coefficients, bounds=bounds, key=key)
+    return as_points(np.concatenate([first, rest])[:num_points])
 
 
 def along_axes(num_parts: int) -> np.ndarray:
