@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +19,7 @@ from benchmarks.methods import METHODS, NotInstalledError
 from benchmarks.suites import CACHE, load
 from mapjax._progress import progress_bar
 
-_VERSION = 1  # of the runs: raise it when a method changes
+_VERSION = 2  # of the runs: raise it when a method changes
 
 Key = tuple[str, int]
 """A method and its budget."""
@@ -135,12 +136,30 @@ def _workers(
         return
     # A fork of a process in which JAX runs threads may wait for ever.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=start) as pool:
+    # LAPACK's threads come with NumPy, before a process can be given its cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    turns = context.Queue()
+    for i in range(processes):
+        turns.put(i)
+    given = (turns, processes, start)
+    with ProcessPoolExecutor(
+        processes, context, initializer=_begin, initargs=given
+    ) as pool:
         try:
             yield pool.map
         except BaseException:  # Ctrl-C among them: what has not begun is not waited for
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin(turns: Any, processes: int, start: Callable[[], None] | None) -> None:
+    """Begin a process on a share of the cores: on all of them, it waits for the others."""
+    turn = turns.get()
+    if hasattr(os, "sched_setaffinity"):  # not on macOS
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[turn % len(cores) :: processes])
+    if start is not None:
+        start()
 
 
 def _keep_programs() -> None:

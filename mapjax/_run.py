@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from mapjax import pareto
 from mapjax._arguments import check_budget, check_least, read_surrogate
-from mapjax._domain import read_domain
+from mapjax._domain import Domain, read_domain
 from mapjax._keys import check_key, generator
 from mapjax._progress import timed
 from mapjax._result import RESULTS, Front, Samples, judge
@@ -202,15 +202,17 @@ class Run:
         """Evaluate points of the front, and see how far the predictions were off.
 
         These were chosen for being predicted to be good, which leave-one-out errors do not
-        know of: later standard deviations are scaled up to what was seen here.
+        know of: later standard deviations are scaled up towards what was seen here.
         """
         room, points = padded(coefficients, USUAL_POINTS), len(coefficients)
         predicted = np.asarray(self.fitted(room))[:points]
-        std = np.asarray(self.fitted.std(room))[:points]
+        std = np.asarray(self.fitted.std(room))[:points] / self.inflation
         measured = np.asarray(self.evaluate(coefficients))
         surprise = (measured - predicted) / np.where(std > 0, std, np.nan)
-        seen = np.nanmean(surprise**2) if np.isfinite(surprise).any() else 1.0
-        self.inflation = float(np.clip(np.sqrt(seen), 1.0, _MOST_INFLATION))
+        if np.isfinite(surprise).any():
+            # A few points say little, so that what was seen before counts as much.
+            seen = np.sqrt((np.nanmean(surprise**2) + self.inflation**2) / 2)
+            self.inflation = float(np.clip(seen, 1.0, _MOST_INFLATION))
 
     def fit(self) -> bool:
         """Fit a surrogate to all samples; False if there is nothing to fit.
@@ -256,15 +258,16 @@ class Run:
             self.fitted = self.fitted.with_noise(self.inflation)
         return True
 
-    def trace(self, key: PRNGKey, *, rough: bool = False) -> Front:
-        """Trace the front of the last surrogate; roughly, where it only leads to the next."""
+    def trace(self, key: PRNGKey, *, rough: bool = False, tied: bool = False) -> Front:
+        """Trace a front; roughly, or with one coefficient per expert for all groups."""
+        domain = self.domain.tied if tied else self.domain
         with timed(self.seconds, "search"):
             self.front = trace(
-                *(self.fitted, self.signs, self.domain),
+                *(self.fitted, self.signs, domain),
                 num_points=self.num_points,
                 num_generations=self.num_generations,
                 rough=rough,
-                start=self._start(key),
+                start=self._start(domain, key),
                 key=key,
             )
         return self.front
@@ -366,14 +369,15 @@ class Run:
             num_tied=self.domain.num_tied,
         )
 
-    def _start(self, key: PRNGKey) -> np.ndarray:
+    def _start(self, domain: Domain, key: PRNGKey) -> np.ndarray:
         """Give points to begin from: of the last front, up to half a generation first."""
-        drawn = self.domain.start(self.num_points, jax.random.fold_in(key, 1))
+        drawn = domain.start(self.num_points, jax.random.fold_in(key, 1))
         if self.front is None or not len(self.front):
             return drawn
         scores = np.asarray(self.front.scores) * self.signs
         kept = np.asarray(pareto.spread_subset(scores, self.num_points // 2))
-        return np.concatenate([np.asarray(self.front.coefficients)[kept], drawn])
+        last = np.asarray(self.front.coefficients)[kept][:, :: domain.repeats]
+        return np.concatenate([last, drawn])
 
     def _words(self, samples: Samples) -> str:
         if self.result == RESULTS.few_samples:

@@ -17,9 +17,10 @@ from mapjax._npz import write_npz
 from mapjax._result import RESULTS, Front, Samples
 from mapjax.metrics import Metric
 from mapjax.surrogate import OutputSurrogate, Quadratic
+from mapjax.surrogate._kernel import Kernel
 from mapjax.surrogate._mixtures import Rows
 
-_FORMAT = "mapjax solution 1"
+_FORMAT = "mapjax solution 2"
 _TEXT = "json"
 _ARRAY = ".npy"
 _LARGEST_SURROGATE = 2**30
@@ -33,7 +34,9 @@ _RESULTS = {
 }
 assert len(_RESULTS) == len(RESULTS)
 _METRICS = {name: x for name, x in vars(metrics).items() if isinstance(x, Metric)}
-_MODULES = {cls.__name__: cls for cls in (Front, Samples, Quadratic, OutputSurrogate, Rows)}
+_MODULES = {
+    cls.__name__: cls for cls in (Front, Samples, Quadratic, OutputSurrogate, Kernel, Rows)
+}
 
 
 class _Unknown(Exception):

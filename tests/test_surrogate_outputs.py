@@ -9,6 +9,7 @@ import pytest
 
 import mapjax as mj
 from mapjax.surrogate import fit_outputs, fit_quadratic
+from mapjax.surrogate._fit_outputs import POWERS, growth_of_errors
 
 N, EXAMPLES, CLASSES = 3, 40, 4
 CORNERS = np.eye(N + 1, N, k=-1)
@@ -38,9 +39,8 @@ def accuracies(outputs, labels=LABELS):
 
 
 def kernel(a, b, degree):
-    return sum(
-        (a @ b.T) ** n / math.factorial(n) for n in range(1, int(min(degree, 30)) + 1)
-    )
+    powers = range(1, int(min(degree, 30)) + 1)
+    return np.sum([(a @ b.T) ** n / math.factorial(n) for n in powers], axis=0)
 
 
 def predicted_outputs(c, points, outputs, degree, ridge):
@@ -164,6 +164,57 @@ def test_examples_are_streamed_without_a_difference(monkeypatch):
     assert parts.tasks[0].mask.shape == (6, 7)
     np.testing.assert_allclose(parts(points), whole(points), atol=1e-6)
     np.testing.assert_allclose(parts.left_out, whole.left_out, atol=1e-6)
+
+
+@pytest.mark.parametrize("ridge", [1e-5, 1e-3])
+def test_variance_is_that_of_a_gaussian_process_to_single_precision(ridge):
+    c, points = sampled(40), sampled(60, seed=5)
+    surrogate = fit(c, logits(c), ridge=ridge, degree=math.inf)
+    # With an intercept of its own: a kernel of differences from the mean of the samples.
+    gram = kernel(c, c, math.inf)
+    cross, own = kernel(points, c, math.inf), np.diag(kernel(points, points, math.inf))
+    mean = cross.mean(1, keepdims=True)
+    inverse = np.linalg.inv(
+        gram - gram.mean(0) - gram.mean(0)[:, None] + gram.mean() + ridge * np.eye(40)
+    )
+    cross = cross - mean - gram.mean(0) + gram.mean()
+    prior = own - 2 * mean[:, 0] + gram.mean()
+    expected = prior - np.sum(cross @ inverse * cross, axis=1) + ridge * (1 + 1 / 40)
+    got = jax.vmap(surrogate.doubt.variance)(jnp.asarray(points, jnp.float32))
+    np.testing.assert_allclose(got, expected, rtol=0.05, atol=0.05 * ridge)
+
+
+def test_a_linear_fit_is_not_sure_of_what_it_leaves_out():
+    c = sampled(12)
+    noise = 0.3 * np.random.default_rng(3).normal(size=(12, EXAMPLES, CLASSES))
+    surrogate = fit(c, logits(c, curvature=0.0) + noise)
+    assert float(surrogate.mean.degree) == 1
+    assert float(surrogate.doubt.degree) == math.inf
+    near, far = jnp.full(N, 0.3), jnp.full(N, 1.5)
+    assert surrogate.doubt.variance(far) > 100 * surrogate.doubt.variance(near)
+
+
+def test_errors_far_from_the_base_are_finite():
+    rng = np.random.default_rng(0)
+    c = np.concatenate([CORNERS, rng.uniform(0, 6, size=(12, N))])
+    noise = 0.3 * rng.normal(size=(len(c), EXAMPLES, CLASSES))
+    surrogate = fit(c, logits(c, curvature=0.0) + noise)
+    assert float(surrogate.doubt.degree) == 2
+    corner = np.full((1, N), 6.0, np.float32)
+    assert np.isfinite(surrogate.std(corner)).all()
+    draws = surrogate.draw(np.asarray(c, np.float32), 4, key=jax.random.key(0))
+    assert np.isfinite(draws).all()
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_errors_grow_with_the_variance_by_the_power_that_they_were_drawn_with(power):
+    rng = np.random.default_rng(0)
+    variance = 10 ** rng.uniform(-5, -1, 200)
+    scale = np.array([0.3, 2.0])
+    errors = rng.normal(size=(200, 2)) * scale * variance[:, None] ** (power / 2)
+    noise, found = growth_of_errors(errors**2, variance, POWERS)
+    assert found == power
+    np.testing.assert_allclose(noise, scale, rtol=0.15)
 
 
 def test_draws_have_the_mean_and_the_deviation_that_are_predicted():

@@ -301,7 +301,7 @@ def _restricted(surrogate: Any, tasks: np.ndarray) -> tuple[Any, Any]:
         return surrogate, tasks
 
     def parts(s: OutputSurrogate) -> tuple:
-        return s.tasks, s.blend, s.noise, s.flicker, s.scalar
+        return s.tasks, s.blend, s.noise, s.scalar
 
     each = tuple(surrogate.tasks[t] for t in tasks)
     fewer = each, *(x[tasks] for x in parts(surrogate)[1:-1]), None

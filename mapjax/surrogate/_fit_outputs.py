@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
+from mapjax.surrogate._kernel import Gram, make_gram
 from mapjax.surrogate._mixtures import Metric, Rows, make_rows
 from mapjax.surrogate._output_surrogate import OutputSurrogate
 from mapjax.surrogate._quadratic import Quadratic
@@ -23,47 +24,18 @@ DEFAULT = (math.inf, 1e-3)
 
 _LEAST_BLEND = 0.02
 _LEAST_JUDGES = 5
+POWERS = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Of the outputs' deviation, that errors of scores may grow with."""
+_FARTHEST = 5.0
+"""Squared length of coefficients up to which all degrees of a series are of use."""
+_EVIDENCE = 2.0
+"""Differences of log-likelihoods below it say nothing."""
 BLOCK = 2**14
 """Outputs of one merge that are predicted at once."""
 _SETS = 64
 """Weighted sums of samples that are scored by one call, so that one size is compiled."""
 _LEAST_ROOM = 32
 """Samples that there is room for at least, so that few sizes are compiled."""
-
-
-class _Gram(NamedTuple):
-    """The samples' kernels among each other, centred, with their eigenvalues."""
-
-    degree: Any
-    mean: np.ndarray
-    total: float
-    vectors: np.ndarray
-    values: np.ndarray
-
-    @property
-    def rank(self) -> int:
-        """Rank of the design matrix, intercept included."""
-        threshold = self.values.max() * len(self.values) * np.finfo(float).eps
-        return 1 + int(np.sum(self.values > threshold))
-
-    def inverse(self, ridge: float) -> np.ndarray:
-        """Give the inverse of the Gram matrix with the penalty on its diagonal."""
-        return (self.vectors / (self.values + ridge)) @ self.vectors.T
-
-    def hat(self, ridge: float) -> np.ndarray:
-        """Give the matrix from sampled to fitted outputs."""
-        share = self.values / (self.values + ridge)
-        return 1 / len(self.values) + (self.vectors * share) @ self.vectors.T
-
-    def left_out(self, ridge: float) -> np.ndarray:
-        """Give the matrix from sampled outputs to those predicted without each sample.
-
-        A row is NaN where the other samples do not determine the prediction.
-        """
-        hat = self.hat(ridge)
-        free = 1 - np.diag(hat)
-        np.fill_diagonal(hat, 0.0)
-        return hat / np.where(free > 1e-9, free, np.nan)[:, None]
 
 
 def fit_outputs(
@@ -105,9 +77,9 @@ def fit_outputs(
             lowers each task's leave-one-out error.
         num_unknowns: How many samples determine that quadratic: from fewer, nothing of it
             is mixed in.
-        importance: Non-negative weights `[samples]` of the leave-one-out errors: a
-            surrogate that is right near the front may be wrong about merges that nobody
-            would take. All alike by default.
+        importance: Non-negative weights `[samples]` of the leave-one-out errors that degree
+            and penalty are chosen by: a surrogate that is right near the front may be wrong
+            about merges that nobody would take. All alike by default.
         capacity: The most samples that later fits will have: surrogates of one capacity
             have the same shapes, so that what was compiled for one serves all.
         num_experts: How many experts share the coefficients out, each a run of as many;
@@ -159,7 +131,7 @@ def fit_outputs(
 
     options = [
         (gram, penalty)
-        for gram in (_gram(c, unit, d) for d in _choices(degree, DEGREES))
+        for gram in (make_gram(c, unit, d) for d in _choices(degree, DEGREES))
         for penalty in _choices(ridge, PENALTIES)
     ]
     smoothers = np.stack([each.left_out(penalty) for each, penalty in options])
@@ -167,8 +139,17 @@ def fit_outputs(
     predicted = predicted.reshape(len(options), *measured.shape)
     others = np.flatnonzero(~_is_known(c, experts))
     weights = np.ones(len(finite[0])) if importance is None else np.asarray(importance)
-    best = _choose(options, predicted[:, others], measured[others], weights[usable][others])
+    seen = weights[usable][others]
+    loss = _losses(options, predicted[:, others], measured[others], seen)
+    best = int(np.argmin(loss))
     chosen, penalty = options[best]
+    # A series that ends early is sure of what it leaves out, so that one of the highest
+    # degree tells how far any is off; but far from the base, one without end explodes.
+    far = unit * np.sum(c**2, axis=1).max() > _FARTHEST
+    degrees = [gram.degree for gram, _ in options]
+    highest = max((d for d in degrees if not (far and math.isinf(d))), default=math.inf)
+    widest = np.asarray(degrees) == highest
+    doubt, its_penalty = options[int(np.argmin(np.where(widest, loss, np.inf)))]
     looked_at, blend = predicted[best], np.zeros(len(rows))
     hat = chosen.hat(penalty)
     fitted = _scores(rows, hat, dtype)
@@ -182,18 +163,18 @@ def fit_outputs(
         mixed = fitted + blend * (np.asarray(scalar(c)) - fitted)
         fitted = np.where(blend > 0, mixed, fitted)
 
-    # The variance of a sample that was left out, noise included, in closed form.
-    variance = penalty / np.maximum(1 - np.diag(hat), 1e-12)
     # From base and experts alone only the steep law is safe: theirs are no small errors.
     few = len(others) < 3
     judged = np.arange(count) if few else others
-    trust = weights[usable][judged] + 1e-9
-    effective = trust.sum() ** 2 / np.sum(trust**2)
-    error = (measured - looked_at)[judged] ** 2 * (1 + 2 / effective)
-    noise, flicker = (
-        np.sqrt(np.average(error / variance[judged, None] ** power, axis=0, weights=trust))
-        for power in (1, 0.5)
+    noise, power = growth_of_errors(
+        (measured - looked_at)[judged] ** 2,
+        doubt.left_out_variance(its_penalty)[judged],
+        (1.0,) if few else POWERS,
     )
+    # Few errors say little of their size. Those of base and experts are too large already;
+    # of others, it makes them Student's t, whose variance is n / (n - 2) times as large.
+    n = len(judged)
+    noise = noise * np.sqrt((1 + 2 / n) * (1 if few else n / (n - 2)))
     values = chosen.values[[0, -1]] + penalty
     kept = np.full((most, len(rows)), np.nan)
     kept[usable[others]] = looked_at[others]
@@ -205,22 +186,12 @@ def fit_outputs(
     def per_task(value: Any) -> Array:
         return on_device(np.broadcast_to(value, len(rows)))
 
-    def filled(array: np.ndarray) -> Array:
-        """Fill up with zeros, so that surrogates of one capacity have the same shapes."""
-        room = [(0, most - count if size == count else 0) for size in array.shape]
-        return on_device(np.pad(array, room))
-
     return OutputSurrogate(
-        degree=on_device(chosen.degree),
-        unit=on_device(unit),
-        samples=on_device(np.pad(c, ((0, most - count), (0, 0)))),
-        share=filled(np.full(count, 1 / count)),
-        inverse=filled(chosen.inverse(penalty)),
-        gram_mean=filled(chosen.mean),
-        gram_total=on_device(chosen.total),
+        mean=chosen.kernel(penalty, most, dtype),
+        doubt=doubt.kernel(its_penalty, most, dtype),
         tasks=tuple(_resize(r, most) for r in rows),
         noise=per_task(noise),
-        flicker=per_task(0.0 if few else flicker),
+        power=on_device(power),
         blend=per_task(blend),
         # A task that it does not help may have none, and zero times NaN is NaN.
         scalar=jax.tree.map(lambda x: jax.device_put(np.nan_to_num(x)), scalar),
@@ -233,30 +204,51 @@ def fit_outputs(
     )
 
 
-def _gram(c: np.ndarray, unit: float, degree: Any) -> _Gram:
-    # A few samples: on the host, in double precision, with nothing to compile.
-    x = unit * c @ c.T
-    kernels = {1: x, 2: x + 0.5 * x**2}.get(degree, np.expm1(x))
-    mean, total = kernels.mean(axis=0), kernels.mean()
-    values, vectors = np.linalg.eigh(kernels - mean - mean[:, None] + total)
-    return _Gram(degree, mean, total, vectors, np.maximum(values, 0.0))
-
-
-def _choose(
-    options: list[tuple[_Gram, float]],
+def _losses(
+    options: list[tuple[Gram, float]],
     predicted: np.ndarray,
     measured: np.ndarray,
     weights: np.ndarray,
-) -> int:
-    """Take the option whose predictions of samples left out err least."""
+) -> np.ndarray:
+    """Give the mean squared errors of each option for samples that it was not shown.
+
+    With too few of them, all options but the default are infinitely bad.
+    """
     if len(measured) < _LEAST_JUDGES or not weights.any():
         names = [(gram.degree, penalty) for gram, penalty in options]
-        return names.index(DEFAULT) if DEFAULT in names else 0
+        taken = names.index(DEFAULT) if DEFAULT in names else 0
+        return np.where(np.arange(len(names)) == taken, 0.0, np.inf)
     spread = measured.var(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     errors = np.mean((predicted - measured) ** 2 / scale, axis=2)
     total = np.average(errors, axis=1, weights=weights)
-    return int(np.argmin(np.where(np.isnan(total), np.inf, total)))
+    return np.where(np.isnan(total), np.inf, total)
+
+
+def growth_of_errors(
+    squares: np.ndarray, variance: np.ndarray, powers: tuple[float, ...]
+) -> tuple[np.ndarray, float]:
+    """Say how errors of scores grow with the variance of the outputs.
+
+    Args:
+        squares: Squared errors `[samples, tasks]` of scores.
+        variance: Of the outputs of each sample.
+        powers: To choose from, the highest first.
+
+    Returns:
+        The deviation of each task at a variance of one, and the power of the outputs'
+        deviation that it grows with: the highest that the errors, if they are normal, do
+        not speak against. The front is less certain than the samples, and a lower power
+        would say that this does not matter.
+    """
+    grown = variance ** np.asarray(powers)[:, None]
+    scale = np.mean(squares / grown[..., None], axis=1)
+    seen = (scale > 0).all(axis=0)
+    width = np.log(scale[:, seen]).mean(axis=1) if seen.any() else np.zeros(len(powers))
+    # Minus the log-likelihood of each power; errors of one merge count as one.
+    loss = 0.5 * len(squares) * (width + np.log(grown).mean(axis=1))
+    best = int(np.argmax(loss <= loss.min() + _EVIDENCE))
+    return np.sqrt(scale[best]), powers[best]
 
 
 def _blend(ours: np.ndarray, theirs: np.ndarray, measured: np.ndarray) -> np.ndarray:

@@ -1,7 +1,5 @@
 """The output-space surrogate: predicted outputs, pushed through the true metric."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,10 +7,10 @@ from jaxtyping import Array, Float, Int
 
 from mapjax._types import ArrayLike, PRNGKey
 from mapjax.surrogate._checks import check_width
+from mapjax.surrogate._kernel import HIGHEST, Kernel
 from mapjax.surrogate._mixtures import Rows
 from mapjax.surrogate._quadratic import Quadratic
 
-HIGHEST = jax.lax.Precision.HIGHEST
 _POINTS_AT_ONCE = 64
 
 
@@ -33,18 +31,13 @@ class OutputSurrogate(eqx.Module):
     `[..., tasks]`.
 
     Attributes:
-        degree: Of the series: 1, 2 or infinity.
-        unit: What scalar products are multiplied by: one over the number of groups of
-            tensors with coefficients of their own, each a part of the task vectors.
-        samples: The sampled coefficients, with rows of zeros up to a capacity.
-        share: One over the number of samples, and 0 for rows that fill up.
-        inverse: $(G + \lambda I)^{-1}$, with zeros for those rows.
-        gram_mean: Mean kernel of each sample with all samples.
-        gram_total: Mean of all kernels.
+        mean: What outputs are predicted by.
+        doubt: What tells how far they may be off: of the highest degree there is to choose,
+            since a series that ends early is sure of what it leaves out.
         tasks: For each task the sampled outputs, with targets and metric.
-        noise: For each task, how far scores differ from predictions per unit of the
-            outputs' posterior standard deviation, if in proportion to it.
-        flicker: The same per unit of its root: single examples that change sides.
+        noise: For each task, how far scores differ from predictions where the outputs'
+            posterior variance is one.
+        power: Scores err in proportion to the outputs' deviation to this power.
         blend: For each task, how much of `scalar` is mixed in, from 0 to 1: what leaves
             the least leave-one-out error.
         scalar: A quadratic of the scores themselves, mixed in where `blend` is above
@@ -59,16 +52,11 @@ class OutputSurrogate(eqx.Module):
         condition_number: Of $G + \lambda I$, as the root of the ratio of eigenvalues.
     """
 
-    degree: Float[Array, ""]
-    unit: Float[Array, ""]
-    samples: Float[Array, "rows coefficients"]
-    share: Float[Array, " rows"]
-    inverse: Float[Array, "rows rows"]
-    gram_mean: Float[Array, " rows"]
-    gram_total: Float[Array, ""]
+    mean: Kernel
+    doubt: Kernel
     tasks: tuple[Rows, ...]
     noise: Float[Array, " tasks"]
-    flicker: Float[Array, " tasks"]
+    power: Float[Array, ""]
     blend: Float[Array, " tasks"]
     scalar: Quadratic | None
     left_out: Float[Array, "samples tasks"]
@@ -80,8 +68,7 @@ class OutputSurrogate(eqx.Module):
 
     def with_noise(self, factor: float) -> "OutputSurrogate":
         """Multiply all standard deviations by a factor."""
-        scaled = (self.noise * factor, self.flicker * factor)
-        return eqx.tree_at(lambda s: (s.noise, s.flicker), self, scaled)
+        return eqx.tree_at(lambda s: s.noise, self, self.noise * factor)
 
     @property
     def differentiable(self) -> bool:
@@ -108,10 +95,11 @@ class OutputSurrogate(eqx.Module):
     ) -> Float[Array, "*batch tasks"]:
         r"""Predict the standard deviation of a new evaluation, in units of the scores.
 
-        The variance $v$ of the outputs is that of a Gaussian process with the same kernel.
-        A score errs in proportion to $\sqrt v$ where all examples err alike, and to
-        $\sqrt[4]{v}$ where single examples change sides: both are added, each of the size
-        that gives the leave-one-out errors of the scores unit variance.
+        The variance $v$ of the outputs is that of a Gaussian process. A score errs in
+        proportion to $\sqrt v$ where all examples err alike, to $\sqrt[4]{v}$ where single
+        examples change sides, and by the same everywhere where samples are no less certain
+        than the rest: $v$ is taken to the highest power that the leave-one-out errors of
+        the scores do not speak against, and scaled to them.
 
         Args:
             coefficients: One merge per row, or a single one.
@@ -119,16 +107,7 @@ class OutputSurrogate(eqx.Module):
         Raises:
             ValueError: If the number of coefficients is another than that of the fit.
         """
-
-        def one(c: Array) -> Array:
-            g = self._centred(c)
-            norm = self.unit * jnp.vdot(c, c, precision=HIGHEST)
-            prior = taylor_kernel(norm, self.degree)
-            prior = prior - 2 * self._mean_kernel(c) + self.gram_total
-            left = prior - jnp.vdot(g, _times(self.inverse, g), precision=HIGHEST)
-            return self._deviation(jnp.maximum(left, 0) + self._floor)
-
-        return self._each(one, coefficients)
+        return self._each(lambda c: self._deviation(self.doubt.variance(c)), coefficients)
 
     @eqx.filter_jit
     def draw(
@@ -147,14 +126,8 @@ class OutputSurrogate(eqx.Module):
             key: A typed key.
             noise: Whether to add what single evaluations differ by from what is fitted.
         """
-        c = jnp.asarray(coefficients, self.samples.dtype)
-        g = jax.vmap(self._centred)(c)
-        mean = jax.vmap(self._mean_kernel)(c)
-        prior = (
-            taylor_kernel(self.unit * _times(c, c.T), self.degree) - mean - mean[:, None]
-        )
-        prior = prior + self.gram_total
-        left = prior - _times(g, _times(self.inverse, g.T))
+        c = jnp.asarray(coefficients, self.mean.samples.dtype)
+        left, floor = self.doubt.covariance(c), self.doubt.floor
         # Eigenvalues, since rounding can turn the smallest below zero.
         values, vectors = jnp.linalg.eigh(left)
         root = vectors * jnp.sqrt(jnp.maximum(values, 0))
@@ -163,23 +136,18 @@ class OutputSurrogate(eqx.Module):
         normal = jax.random.normal(key, shape, c.dtype)
         path = jnp.einsum("pq,dqt->dpt", root, normal[0], precision=HIGHEST)
         if noise:
-            path = path + jnp.sqrt(self._floor) * normal[1]
-        variance = jnp.sum(root**2, axis=1) + self._floor
+            path = path + jnp.sqrt(floor) * normal[1]
+        variance = jnp.sum(root**2, axis=1) + floor
         size = jax.vmap(self._deviation)(variance) / jnp.sqrt(variance)[:, None]
         return (self(c) + size * path).astype(c.dtype)
 
-    @property
-    def _floor(self) -> Array:
-        """Variance of an evaluation that the series leaves open, and of the mean."""
-        return self.ridge[0] * (1 + jnp.max(self.share))
-
     def _deviation(self, variance: Array) -> Array:
         """Turn a variance of the outputs into a standard deviation of each score."""
-        return jnp.sqrt(self.noise**2 * variance + self.flicker**2 * jnp.sqrt(variance))
+        return self.noise * variance ** (self.power / 2)
 
     def _each(self, function, coefficients: ArrayLike) -> Array:
-        c = jnp.asarray(coefficients, self.samples.dtype)
-        n = self.samples.shape[1]
+        c = jnp.asarray(coefficients, self.mean.samples.dtype)
+        n = self.mean.samples.shape[1]
         check_width(c.shape, n)
         if c.ndim == 1:
             return function(c)
@@ -188,43 +156,11 @@ class OutputSurrogate(eqx.Module):
         out = jax.lax.map(function, flat, batch_size=_POINTS_AT_ONCE)
         return out.reshape(*c.shape[:-1], len(self.tasks))
 
-    def _kernel(self, c: Array) -> Array:
-        return taylor_kernel(self.unit * _times(self.samples, c), self.degree)
-
-    def _mean_kernel(self, c: Array) -> Array:
-        return jnp.vdot(self.share, self._kernel(c), precision=HIGHEST)
-
-    def _centred(self, c: Array) -> Array:
-        kernel = self._kernel(c)
-        mean = jnp.vdot(self.share, kernel, precision=HIGHEST)
-        return kernel - mean - self.gram_mean + self.gram_total
-
-    def weights(self, c: Float[Array, " coefficients"]) -> Float[Array, " rows"]:
-        """Give the weight of every sample in the prediction at one merge; they sum to 1."""
-        deviation = _times(self.inverse, self._centred(c))
-        return deviation + self.share * (1 - jnp.sum(deviation))
-
     def _score(self, c: Array) -> Array:
-        weights = self.weights(c)
+        weights = self.mean.weights(c)
         scores = jnp.stack([task.score(weights) for task in self.tasks])
         if self.scalar is None:
             return scores
         # Of a task that it does not help it may say anything.
         mixed = scores + self.blend * (self.scalar(c) - scores)
         return jnp.where(self.blend > 0, mixed, scores)
-
-
-def taylor_kernel(product: Any, degree: Any) -> Array:
-    r"""Sum the terms $x^n / n!$ of a Taylor series from the first to the given degree.
-
-    Args:
-        product: Scalar products $x$ of coefficients.
-        degree: 1, 2 or infinity; an array, so that one compilation serves all of them.
-    """
-    x = jnp.asarray(product)
-    quadratic = x + 0.5 * x**2
-    return jnp.where(degree == 1, x, jnp.where(degree == 2, quadratic, jnp.expm1(x)))
-
-
-def _times(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=HIGHEST)
