@@ -16,7 +16,7 @@ from mapjax._sizes import USUAL_POINTS, padded
 from mapjax._types import ArrayLike, PRNGKey
 
 NUM_DRAWS = 64
-_CAUTION = 0.5
+_CAUTION = 1.0
 _NUM_STEPS = 20
 _ROUGH_SHARE = 0.2
 
