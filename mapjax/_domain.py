@@ -24,7 +24,6 @@ class Domain(eqx.Module):
         num_experts: How many experts share the coefficients out.
         mixtures: Whether coefficients are to sum to one, in each group.
         design: Where to sample at first.
-        repeats: How many coefficients, one for each group, are the same and searched as one.
     """
 
     lower: Float[ArrayLike, " coefficients"]
@@ -32,7 +31,6 @@ class Domain(eqx.Module):
     num_experts: int = eqx.field(static=True)
     mixtures: bool = eqx.field(static=True, default=False)
     design: str = eqx.field(static=True, default="multiscale")
-    repeats: int = eqx.field(static=True, default=1)
 
     @property
     def box(self) -> tuple[Any, Any]:
@@ -63,25 +61,13 @@ class Domain(eqx.Module):
         """How many sums of coefficients are fixed: one for each group, or none."""
         return len(self.lower) // self.num_experts if self.mixtures else 0
 
-    @property
-    def tied(self) -> "Domain":
-        """The part in which each expert has the same coefficient in all groups."""
-        each = len(self.lower) // self.num_experts
-        lower, upper = (jnp.reshape(x, (-1, each)) for x in self.box)
-        ends = dict(lower=lower.max(axis=1), upper=upper.min(axis=1))
-        return dataclasses.replace(self, **ends, repeats=each)
-
     def place(
-        self, coordinates: Float[ArrayLike, "*batch coordinates"]
+        self, coefficients: Float[ArrayLike, "*batch coefficients"]
     ) -> Float[Array, "*batch coefficients"]:
-        """Turn a point of the box that is searched into coefficients.
-
-        They are scaled to sum to one where they are to, and repeated where they are tied.
-        """
-        c = jnp.asarray(coordinates)
-        if self.mixtures:
-            c = to_simplex(c, self.num_experts)
-        return jnp.repeat(c, self.repeats, axis=-1) if self.repeats > 1 else c
+        """Scale coefficients of the box so that they sum to one, where they are to."""
+        if not self.mixtures:
+            return jnp.asarray(coefficients)
+        return to_simplex(coefficients, self.num_experts)
 
     def sample(self, count: int, key: PRNGKey) -> Float[Array, "points coefficients"]:
         """Make the design."""

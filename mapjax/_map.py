@@ -148,7 +148,7 @@ def map_front(
             trace_key, propose_key, key = jax.random.split(key, 3)
             if not run.fit():
                 break
-            run.trace(trace_key, rough=count > 0, tied=_is_early(run))
+            run.trace(trace_key, rough=count > 0)
             if count == 0 or run.expected_gain() < tolerance:
                 break
             proposals = run.propose(count, propose_key)
@@ -158,16 +158,6 @@ def map_front(
         if verify and run.front is not None:
             run.verify(verify)
     return run.solution()
-
-
-def _is_early(run: Run) -> bool:
-    """Say whether less than half of a budget is spent on coefficients in groups.
-
-    Until then an expert has one coefficient for all of them. There are fewer numbers to
-    find, and the rest of the budget goes on from the best of these merges.
-    """
-    grouped = run.num_coefficients > run.num_experts
-    return grouped and 2 * run.cost * len(run.recorder.samples) < run.budget
 
 
 def _batches(run: Run, rounds: int | None) -> list[int]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from mapjax import pareto
 from mapjax._arguments import check_budget, check_least, read_surrogate
-from mapjax._domain import Domain, read_domain
+from mapjax._domain import read_domain
 from mapjax._keys import check_key, generator
 from mapjax._progress import timed
 from mapjax._result import RESULTS, Front, Samples, judge
@@ -258,16 +258,15 @@ class Run:
             self.fitted = self.fitted.with_noise(self.inflation)
         return True
 
-    def trace(self, key: PRNGKey, *, rough: bool = False, tied: bool = False) -> Front:
-        """Trace a front; roughly, or with one coefficient per expert for all groups."""
-        domain = self.domain.tied if tied else self.domain
+    def trace(self, key: PRNGKey, *, rough: bool = False) -> Front:
+        """Trace the front of the last surrogate; roughly, where it only leads to the next."""
         with timed(self.seconds, "search"):
             self.front = trace(
-                *(self.fitted, self.signs, domain),
+                *(self.fitted, self.signs, self.domain),
                 num_points=self.num_points,
                 num_generations=self.num_generations,
                 rough=rough,
-                start=self._start(domain, key),
+                start=self._start(key),
                 key=key,
             )
         return self.front
@@ -369,15 +368,14 @@ class Run:
             num_tied=self.domain.num_tied,
         )
 
-    def _start(self, domain: Domain, key: PRNGKey) -> np.ndarray:
+    def _start(self, key: PRNGKey) -> np.ndarray:
         """Give points to begin from: of the last front, up to half a generation first."""
-        drawn = domain.start(self.num_points, jax.random.fold_in(key, 1))
+        drawn = self.domain.start(self.num_points, jax.random.fold_in(key, 1))
         if self.front is None or not len(self.front):
             return drawn
         scores = np.asarray(self.front.scores) * self.signs
         kept = np.asarray(pareto.spread_subset(scores, self.num_points // 2))
-        last = np.asarray(self.front.coefficients)[kept][:, :: domain.repeats]
-        return np.concatenate([last, drawn])
+        return np.concatenate([np.asarray(self.front.coefficients)[kept], drawn])
 
     def _words(self, samples: Samples) -> str:
         if self.result == RESULTS.few_samples:

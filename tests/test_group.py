@@ -9,7 +9,6 @@ import pytest
 
 import mapjax as mj
 from mapjax import design
-from mapjax._domain import Domain
 from mapjax._group import group
 from mapjax.surrogate import fit_outputs, fit_quadratic, hessian_rank, num_unknowns
 
@@ -232,10 +231,6 @@ def test_blocks_beat_tasks(problem):
     # The right blocks together are right on both tasks.
     assert reached(solution.samples.scores) > 1.3 * best
     assert len(solution.samples) <= 12
-    # Whole experts, until half of the budget is spent.
-    each = np.asarray(solution.samples.coefficients).reshape(-1, 2, 2)
-    np.testing.assert_allclose(each[:6, :, 0], each[:6, :, 1])
-    assert (each[6:, :, 0] != each[6:, :, 1]).any()
     assert solution.coefficient_names == ("a/block_0", "a/rest", "b/block_0", "b/rest")
     assert solution.expert_names == ("a", "b")
     rows = solution.references()
@@ -279,17 +274,6 @@ def test_quadratics_have_as_many_unknowns_as_samples_may_tell(problem):
     assert solution.surrogate is not None
     assert solution.surrogate.num_experts == 2
     assert (solution.stats["rank"] == 7).all()
-
-
-def test_tied_coefficients_are_searched_as_one():
-    lower, upper = np.zeros(6, np.float32), np.array([1, 2, 1, 3, 1, 1], np.float32)
-    tied = Domain(lower, upper, num_experts=3).tied
-    np.testing.assert_array_equal(tied.upper, [1, 1, 1])
-    point = np.array([0.1, 0.2, 0.3], np.float32)
-    np.testing.assert_array_equal(tied.place(point), np.repeat(point, 2))
-    mixtures = Domain(lower, lower + 1, num_experts=3, mixtures=True).tied
-    placed = np.asarray(mixtures.place(jnp.asarray([[0.2, 0.2, 0.4]]))).reshape(3, 2)
-    np.testing.assert_allclose(placed, np.repeat([[0.25], [0.25], [0.5]], 2, axis=1))
 
 
 def test_a_budget_is_of_experts_and_not_of_coefficients(problem):
