@@ -83,7 +83,7 @@ def compare(
         The figures of runs that there are for every seed, and what went wrong, a line for
         each run that did. A method whose library is not installed is left out.
     """
-    with _workers(processes, _keep_programs if keep_programs else None) as each:
+    with _workers(processes, keep_programs) as each:
         # Where several ask for them, models are trained and pools drawn beforehand.
         first = seeds if processes > 1 else seeds[:1]
         n, *_ = each(_prepare, [(plan, seed) for seed in first])
@@ -126,12 +126,12 @@ def budgets_for(method: str, budgets: Sequence[str | int], n: int) -> list[int]:
 
 @contextmanager
 def _workers(
-    processes: int, start: Callable[[], None] | None
+    processes: int, keep_programs: bool
 ) -> Iterator[Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]]:
     """Give a `map`, over several processes if there are to be several."""
     if processes == 1:
-        if start is not None:
-            start()
+        if keep_programs:
+            _keep_programs()
         yield map
         return
     # A fork of a process in which JAX runs threads may wait for ever.
@@ -141,7 +141,7 @@ def _workers(
     turns = context.Queue()
     for i in range(processes):
         turns.put(i)
-    given = (turns, processes, start)
+    given = (turns, processes, keep_programs)
     with ProcessPoolExecutor(
         processes, context, initializer=_begin, initargs=given
     ) as pool:
@@ -152,14 +152,14 @@ def _workers(
             raise
 
 
-def _begin(turns: Any, processes: int, start: Callable[[], None] | None) -> None:
+def _begin(turns: Any, processes: int, keep_programs: bool) -> None:
     """Begin a process on a share of the cores: on all of them, it waits for the others."""
     turn = turns.get()
     if hasattr(os, "sched_setaffinity"):  # not on macOS
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[turn % len(cores) :: processes])
-    if start is not None:
-        start()
+    if keep_programs:
+        _keep_programs()
 
 
 def _keep_programs() -> None:

@@ -224,7 +224,7 @@ def test_recovers_in_double_precision():
 def test_no_number_retraces():
     c = points(K)
     values, jacobian = wavy(c)
-    traced = _fit_gradient.fit_gradient._cached._cache_size  # type: ignore[attr-defined]
+    traced = _fit_gradient.fit_gradient._cached._cache_size
     fit_quadratic(c, values, jacobian=jacobian, ridge=0.1)
     before = traced()
     holes = np.where(np.arange(K)[:, None, None] < 3, jacobian, np.nan)

@@ -300,7 +300,7 @@ def test_compose_and_jit():
 def test_no_number_retraces():
     tv = draw(shapes={"a": (6, 9)})
     transforms.wudi(tv, ridge=0.1)
-    traced = _wudi._wudi._cached._cache_size  # type: ignore[attr-defined]
+    traced = _wudi._wudi._cached._cache_size
     before = traced()
     transforms.wudi(tv, ridge=0.2)
     transforms.wudi(dataclasses.replace(tv, names=("x", "y", "z")), ridge=0.3)
@@ -344,6 +344,6 @@ def test_bad_input_axes_are_explained():
         ValueError, match=r"gave \(0, 1\) for leaf \['a'\] of shape \(6, 9\)"
     ):
         transforms.tsv(tv, input_axes=lambda path, shape: (0, 1))
-    unchecked = _matrices.matrix_shapes.__wrapped__  # type: ignore[attr-defined]
+    unchecked = _matrices.matrix_shapes.__wrapped__
     with pytest.raises(ValueError, match="`input_axes` is 'rows': pass 'leading'"):
         unchecked(tv, "rows", "tsv")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from numpy._core.multiarray import _reconstruct  # pyright: ignore
+from numpy._core.multiarray import _reconstruct
 from PIL import Image
 
 from benchmarks.suites._cache import fetch

@@ -68,7 +68,7 @@ class Task(eqx.Module):
         self.inputs = jax.tree.map(jnp.asarray, inputs)
         self.targets = jax.tree.map(jnp.asarray, targets)
         self.metric = metrics.as_metric(metric)
-        self.direction = direction or self.metric.direction  # type: ignore[assignment]
+        self.direction = direction or self.metric.direction
         counts = {
             f"{field}{jax.tree_util.keystr(path)}": len(x) if jnp.ndim(x) else None
             for field in ("inputs", "targets")

@@ -151,22 +151,22 @@ class Gram(NamedTuple):
 def make_gram(c: np.ndarray, unit: float, degree: Any) -> Gram:
     """Compute the kernels of samples `[samples, coefficients]` among each other."""
     x = unit * c @ c.T
-    kernels = {1: x, 2: x + 0.5 * x**2}.get(degree, np.expm1(x))
+    kernels = _taylor_kernel(x, degree, np)
     mean, total = kernels.mean(axis=0), kernels.mean()
     values, vectors = np.linalg.eigh(kernels - mean - mean[:, None] + total)
     return Gram(c, unit, degree, mean, total, vectors, np.maximum(values, 0.0))
 
 
-def _taylor_kernel(product: Any, degree: Any) -> Array:
+def _taylor_kernel(x: Any, degree: Any, xp: Any = jnp) -> Any:
     r"""Sum the terms $x^n / n!$ of a Taylor series from the first to the given degree.
 
     Args:
-        product: Scalar products $x$ of coefficients.
+        x: Scalar products of coefficients.
         degree: 1, 2 or infinity; an array, so that one compilation serves all of them.
+        xp: NumPy, for double precision on the host, or `jax.numpy`.
     """
-    x = jnp.asarray(product)
     quadratic = x + 0.5 * x**2
-    return jnp.where(degree == 1, x, jnp.where(degree == 2, quadratic, jnp.expm1(x)))
+    return xp.where(degree == 1, x, xp.where(degree == 2, quadratic, xp.expm1(x)))
 
 
 def _times(a: Array, b: Array) -> Array:
