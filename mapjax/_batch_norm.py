@@ -1,6 +1,6 @@
 """BatchNorm after a merge: its statistics measured anew, on data of your own."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -51,7 +51,8 @@ def recalibrate_batch_norm(
             `mode="batch"` (with `mode="ema"`, one as `eqx.nn.make_with_state` made it). Means
             are found by name, and variances beside them; other leaves are left alone.
         batches: What `update` takes, one after another: arrays or trees of them, with the
-            examples along the first axis.
+            examples along the first axis. A list in a merge rule, which is traced often: a
+            generator can be read only once.
 
     Returns:
         Statistics like those given. In an `eqx.nn.State` the count of updates is set high,
@@ -95,7 +96,11 @@ def recalibrate_batch_norm(
         total += count
         pooled = found if pooled is None else _pool(pooled, found, count / total)
     if pooled is None:
-        raise ValueError("`batches` is empty: pass at least one batch of examples.")
+        once = " A generator can be read only once: pass a list."
+        raise ValueError(
+            "`batches` is empty: pass at least one batch of examples."
+            + once * isinstance(batches, Iterator)
+        )
     values = [leaf.value for leaf in leaves]
     if isinstance(statistics, eqx.nn.State):
         values = [_settled(x, new) for x, new in zip(values, after, strict=True)]

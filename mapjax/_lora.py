@@ -41,9 +41,9 @@ def from_lora(
         The task vectors, with a `LowRank` for each leaf that has an adapter.
 
     Raises:
-        ValueError: If there are no adapters, a key path is unknown or its leaf cannot be
-            merged, an entry has other than two or three parts, the shapes do not fit or a
-            factor is not finite.
+        ValueError: If there are no adapters or they have no names, a key path is unknown or
+            its leaf cannot be merged, an entry has other than two or three parts, the shapes
+            do not fit or a factor is not finite.
 
     Example:
         >>> import jax.numpy as jnp, mapjax as mj
@@ -56,8 +56,7 @@ def from_lora(
         Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, ICLR 2022, arXiv
         2106.09685, eq. (3).
     """
-    if not any(adapters.values()):
-        raise ValueError("`adapters` is empty: pass `{name: {key path: (A, B, alpha)}}`.")
+    _check_mappings(adapters)
     leaves = _tree.leaves(base)
     known = {leaf.path: leaf for leaf in leaves}
     for name, each in adapters.items():
@@ -178,6 +177,18 @@ def low_rank(
                 )
     vectors = _tree.rebuild(task_vectors.base, places)
     return TaskVectors(task_vectors.base, vectors, task_vectors.names, task_vectors.groups)
+
+
+def _check_mappings(adapters: Any) -> None:
+    """Refuse what is not a mapping of mappings, such as that of a single expert."""
+    wanted = "pass `{name: {key path: (A, B, alpha)}}`, with a name for each expert."
+    if not isinstance(adapters, Mapping):
+        raise ValueError(f"`adapters` is a {type(adapters).__name__}: {wanted}")
+    for name, each in adapters.items():
+        if not isinstance(each, Mapping):
+            raise ValueError(f"`adapters[{name!r}]` is a {type(each).__name__}: {wanted}")
+    if not any(adapters.values()):
+        raise ValueError(f"`adapters` is empty: {wanted}")
 
 
 def _check(name: str, path: str, entry: Any, known: dict[str, _tree.Leaf]) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from mapjax import pareto
 from mapjax._result import RESULTS, Front, Point, Samples
-from mapjax._solution_file import read_solution, write_solution
+from mapjax._solution_file import read_solution, why_no_surrogate, write_solution
 from mapjax._types import ArrayLike, Direction, PRNGKey
 from mapjax.design import corners
 from mapjax.evaluation import minimising_signs
@@ -35,7 +35,8 @@ class Solution(eqx.Module):
             unless verification was asked for.
         surrogate: From `[candidates, coefficients]` to predicted scores
             `[candidates, tasks]`, for merges such as were sampled: after a search on the
-            simplex, coefficients that sum to one. None if no task could be fitted.
+            simplex, coefficients that sum to one. None if no task could be fitted,
+            from a tuner, which fits none, and after `load` where the file could not hold it.
         result: How the run ended; see `RESULTS`.
         stats: For each task `r2`, `loo_r2` (leave one out), `condition_number`, `rank`;
             `num_evaluations` in all, of them `num_failed` not finite, `num_reused` from
@@ -95,7 +96,8 @@ class Solution(eqx.Module):
             verified: Choose among measured points instead of predicted ones.
 
         Returns:
-            The coefficients of that merge, for `mapjax.merge`.
+            The coefficients of that merge, for `mapjax.merge` with the very task vectors, or
+            the rule, that was evaluated.
 
         Raises:
             ValueError: If the preference or a name is wrong, a knee is asked for with a
@@ -111,11 +113,13 @@ class Solution(eqx.Module):
                 "A knee needs no preference: leave `preference` out, or use "
                 "method='weighted_sum' or 'tchebycheff'."
             )
-        weights = self._weights(preference)
+        equal = np.ones(len(self.task_names))
+        weights = equal if preference is None else self._per_task(preference, "preference")
         front = self._front(verified)
         scores = np.asarray(front.scores) * minimising_signs(self.directions)
         if at_least is not None:
-            wishes = self._by_name(at_least, "at_least", missing=np.nan)
+            # In the dtype of the scores, of which one may be just what is wished.
+            wishes = self._per_task(at_least, "at_least", np.nan).astype(front.scores.dtype)
             wishes = wishes * minimising_signs(self.directions)
             wishes = np.where(np.isnan(wishes), np.inf, wishes)
             met = np.all(scores <= wishes, axis=1)
@@ -143,14 +147,10 @@ class Solution(eqx.Module):
         Raises:
             ValueError: If there is no surrogate.
         """
-        if self.surrogate is None:
-            raise ValueError(
-                "There is no surrogate, since no task could be fitted: `solution.result` "
-                "says why."
-            )
+        surrogate = surrogate_of(self)
         c = jnp.atleast_2d(jnp.asarray(at, self.samples.coefficients.dtype))
-        std = getattr(self.surrogate, "std", None)
-        return Front(c, jnp.asarray(self.surrogate(c)), std and jnp.asarray(std(c)))
+        std = getattr(surrogate, "std", None)
+        return Front(c, jnp.asarray(surrogate(c)), std and jnp.asarray(std(c)))
 
     def normalized(self, scores: ArrayLike | Sequence) -> Float[Array, "*points tasks"]:
         """Divide scores by those of the tasks' own experts; higher is better.
@@ -198,8 +198,8 @@ class Solution(eqx.Module):
             The volume, at least 0, larger is better.
 
         Raises:
-            ValueError: If nothing was verified, the front is empty, or there is neither a
-                reference nor a finite score to make one from.
+            ValueError: If nothing was verified, the front is empty, the reference is not one
+                score per task, or there is none nor a finite score to make one from.
         """
         signs = minimising_signs(self.directions)
         front = self._front(verified)
@@ -207,9 +207,7 @@ class Solution(eqx.Module):
             rows = [row for name, _, row in self._references() if name != "uniform merge"]
             known = len(rows) >= len(self.expert_names)
             found = np.asarray(self.samples.scores)[rows if known else slice(None)] * signs
-            worst = np.where(np.isfinite(found), found, -np.inf).max(
-                axis=0, initial=-np.inf
-            )
+            worst = found.max(axis=0, initial=-np.inf, where=np.isfinite(found))
             if not np.isfinite(worst).all():
                 raise ValueError(
                     "Some task has no finite score of the base, the experts or, without "
@@ -217,7 +215,7 @@ class Solution(eqx.Module):
                     "worth something."
                 )
         else:
-            worst = np.asarray(reference, float) * signs
+            worst = self._per_task(reference, "reference") * signs
         return pareto.hypervolume(front.scores * signs, worst)
 
     def table(self) -> list[Point]:
@@ -277,7 +275,7 @@ class Solution(eqx.Module):
         directions and stats. The surrogate is kept if it is one of `mapjax.surrogate` whose
         metrics are those of `mapjax.metrics`, and takes at most 1 GiB: a function of your own
         cannot be written into a file. Without one, a solution that was loaded still picks and
-        plots its front, and predicts no other merges.
+        plots its front, and predicts no other merges; a warning says so.
 
         Args:
             path: A file; its suffix must be .npz. NumPy alone can read it.
@@ -359,22 +357,26 @@ class Solution(eqx.Module):
             raise ValueError("The front is empty: `solution.result` says why.")
         return front
 
-    def _weights(self, preference: Any) -> np.ndarray:
-        if preference is None:
-            return np.ones(len(self.task_names))
-        if isinstance(preference, Mapping):
-            return self._by_name(preference, "preference", missing=0.0)
-        return np.asarray(preference, float)
-
-    def _by_name(
-        self, wishes: Mapping[str, float], argument: str, missing: float
-    ) -> np.ndarray:
-        unknown = sorted(set(wishes) - set(self.task_names))
-        if unknown:
+    def _per_task(self, given: Any, argument: str, missing: float = 0.0) -> np.ndarray:
+        names, values = self.task_names, given
+        if isinstance(given, Mapping):
+            unknown = sorted(set(given) - set(names))
+            if unknown:
+                raise ValueError(f"`{argument}` names {unknown}; the tasks are {names}.")
+            values = [given.get(name, missing) for name in names]
+        try:
+            return np.array([float(x) for _, x in zip(names, values, strict=True)])
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                f"`{argument}` names {unknown}; the tasks are {self.task_names}."
-            )
-        return np.array([wishes.get(name, missing) for name in self.task_names], float)
+                f"`{argument}` is {given!r}: pass a number for each of the tasks {names}."
+            ) from error
+
+
+def surrogate_of(solution: Solution) -> Callable[..., Any]:
+    """Give the surrogate, or say why there is none."""
+    if solution.surrogate is None:
+        raise ValueError(why_no_surrogate(solution.result))
+    return solution.surrogate
 
 
 def _few(coefficients: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def write_solution(path: str | Path, solution: Any) -> None:
     """Write a solution, whole or not at all; see `mapjax.Solution.save`."""
     path = _checked(path)
     arrays: dict[str, np.ndarray] = {}
-    if solution.surrogate is not None and not _can_be_kept(solution.surrogate):
+    reason = _why_left_out(solution.surrogate)
+    if reason:
         solution = eqx.tree_at(lambda s: s.surrogate, solution, None)
     try:
         tree = _encode_module(solution, arrays)
@@ -61,6 +63,24 @@ def write_solution(path: str | Path, solution: Any) -> None:
     check_space(path, sum(x.nbytes for x in arrays.values()))
     with new_file(path) as file:
         write_npz(file, arrays)
+    if reason:
+        warnings.warn(
+            f"The surrogate is not in {path}, since it {reason}. Front and samples are kept; "
+            "what is loaded predicts no other merges.",
+            stacklevel=4,  # of `solution.save`, as equinox wraps methods
+        )
+
+
+def why_no_surrogate(result: RESULTS) -> str:
+    """Say why a solution has no surrogate, and what to do."""
+    if result == RESULTS.no_finite_scores:
+        return f"There is no surrogate. {RESULTS[result]}"
+    return (
+        "There is no surrogate: none was kept. Either the solution was loaded from a file, "
+        "which cannot hold one with metrics or functions of your own: run the driver again, "
+        "with its `save_to` so that nothing is evaluated twice. Or it comes from a tuner, "
+        "which fits none."
+    )
 
 
 def read_solution(path: str | Path, cls: type) -> Any:
@@ -122,15 +142,16 @@ def _check(solution: Any) -> None:
             raise ValueError("its arrays do not fit its names")
 
 
-def _can_be_kept(surrogate: Any) -> bool:
+def _why_left_out(surrogate: Any) -> str:
+    """Say what keeps a surrogate out of a file; "" if nothing does."""
     arrays = jax.tree.leaves(eqx.filter(surrogate, eqx.is_array))
     if sum(x.nbytes for x in arrays) > _LARGEST_SURROGATE:
-        return False  # before anything is brought to the host
+        return "takes more than 1 GiB"  # before anything is brought to the host
     try:
         _encode(surrogate, {})
-    except _Unknown:
-        return False
-    return True
+    except _Unknown as error:
+        return f"holds {error}"
+    return ""
 
 
 def _encode_module(module: Any, arrays: dict[str, np.ndarray]) -> Any:

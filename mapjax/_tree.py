@@ -76,11 +76,8 @@ def check_same_leaves(base: list[Leaf], expert: list[Leaf], name: str) -> None:
             parts.append(f"lacks {some(missing)}, which the base has")
         if extra:
             parts.append(f"has {some(extra)}, which the base lacks")
-        hint = " Was a leaf renamed?" if missing and extra else ""
-        raise ValueError(
-            f"Expert {name!r} {' and '.join(parts)}.{hint} Give the base and every "
-            "expert the same tree, for example by dropping heads before merging."
-        )
+        hint = _hint(missing, extra, name)
+        raise ValueError(f"Expert {name!r} {' and '.join(parts)}. {hint}")
     for a, b in zip(base, expert, strict=True):
         if (a.kept == "not an array") != (b.kept == "not an array"):
             raise ValueError(
@@ -101,6 +98,30 @@ def check_same_leaves(base: list[Leaf], expert: list[Leaf], name: str) -> None:
                 f"{a.value.dtype} in the base, and these cannot be merged. Cast one of "
                 "them (floating-point leaves of different width are fine)."
             )
+
+
+def _hint(missing: list[str], extra: list[str], name: str) -> str:
+    """Guess what made two trees differ, from the key paths that only one of them has."""
+    flat = None
+    if set(missing) & _nested(extra):
+        flat = f"expert {name!r}"
+    elif set(extra) & _nested(missing):
+        flat = "the base"
+    if flat is not None:
+        return (
+            f"The names of {flat} are flat. Load it nested: `mapjax.io.load(path, "
+            'separator=".")`, or `separator = "."` in the configuration.'
+        )
+    renamed = "Was a leaf renamed? " if missing and extra else ""
+    return (
+        f"{renamed}Give the base and every expert the same tree, for example by dropping "
+        "heads before merging."
+    )
+
+
+def _nested(paths: list[str]) -> set[str]:
+    """Write key paths as they are where flat names are split at "."."""
+    return {path.replace(".", "']['") for path in paths}
 
 
 def check_finite(leaf: Leaf, owner: str) -> None:

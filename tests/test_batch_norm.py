@@ -253,6 +253,13 @@ def test_what_is_wrong_is_said(message):
         mj.recalibrate_batch_norm(*ERRORS[message])
 
 
+def test_a_generator_that_was_read_is_told_from_an_empty_list():
+    batches = (x for x in BATCHES)
+    mj.recalibrate_batch_norm(average, OLD, batches)
+    with pytest.raises(ValueError, match=r"is empty.* A generator can be read only once"):
+        mj.recalibrate_batch_norm(average, OLD, batches)
+
+
 def test_evaluation_mode_is_noticed(variables):
     update = jtu.Partial(linen_update, variables, train=False)
     with pytest.raises(ValueError, match="run the model in training mode"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_tools import BASE, EXPERTS, files, run, run_json
+from plot_tools import make_solution
 
 import mapjax as mj
 import mapjax.io
@@ -37,6 +38,19 @@ def box(c):
 
 def broken(c):
     raise RuntimeError("the cluster is down")
+
+def decides(task_vectors):
+    y = np.zeros(64, int)
+    return [mj.Task(name, predict, X, y) for name in task_vectors.names]
+
+def mistaken(params, x):
+    raise ValueError("of the user's own model")
+
+def tasks_of_mistakes(task_vectors):
+    return [mj.Task(name, mistaken, X, X) for name in task_vectors.names]
+
+def mistakes(c):
+    raise ValueError("of the user's own code")
 
 number = 3
 
@@ -202,6 +216,13 @@ def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(capsys, configured):
         (BOX.replace("cli:box", "cli:number"), 2, "which is no function"),
         (BOX.replace("_cli:", "_nobody:"), 2, "there is no module 'evaluate_for_nobody'"),
         (BOX.replace("budget = 7", "budget = 1"), 1, "`budget` is 1, but the base and 2"),
+        (
+            CONFIG.replace("cli:tasks", "cli:decides").replace(
+                "rounds", 'surrogate = "gradient"\nrounds'
+            ),
+            1,
+            "mapjax: The metrics of ['mnist', 'usps'] are not differentiable",
+        ),
         (CONFIG.replace("cli:tasks", "cli:makes_nothing"), 1, "returned a int, but must"),
         (CONFIG.replace("0.5", "5"), 2, "`density` is 5.0, but must be in (0, 1]"),
         (CONFIG.replace('"ties"', '"magic"'), 2, "The rule is 'magic'"),
@@ -223,10 +244,37 @@ def test_wrong_configurations(capsys, configured, text, code, message):
     assert not (configured / "run" / "samples.jsonl").exists()
 
 
-def test_what_the_evaluator_raises_is_shown_whole(capsys, configured):
-    (configured / "b.toml").write_text(BOX.replace("cli:box", "cli:broken"))
-    with pytest.raises(RuntimeError, match="the cluster is down"):
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        (BOX.replace("cli:box", "cli:broken"), RuntimeError, "the cluster is down"),
+        (BOX.replace("cli:box", "cli:mistakes"), ValueError, "of the user's own code"),
+        (
+            CONFIG.replace("cli:tasks", "cli:tasks_of_mistakes"),
+            ValueError,
+            "of the user's own model",
+        ),
+    ],
+)
+def test_what_the_evaluator_raises_is_shown_whole(configured, text, kind, message):
+    (configured / "b.toml").write_text(text)
+    with pytest.raises(kind, match=message):
         main(["front", "b.toml"])
+
+
+def test_a_run_that_was_refused_before_any_evaluation_can_be_corrected(capsys, configured):
+    for names in ('["a"]', '["b"]'):
+        (configured / "b.toml").write_text(f"{BOX}task_names = {names}\n")
+        _, err = run(capsys, "front", "b.toml", code=1)
+        assert "There is 1 task" in err
+
+
+def test_a_surrogate_that_is_not_kept_is_a_note(capsys, configured, monkeypatch):
+    monkeypatch.setattr(mj, "map_front", lambda *_, **__: make_solution(2))
+    _, err = run(capsys, "front", "box.toml")
+    assert err.startswith("Note: The surrogate is not in ")
+    assert "since it holds a function. Front and samples are kept" in err
+    assert err.count("\n") == 1
 
 
 def test_no_run_is_told(capsys, files):

@@ -9,7 +9,10 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plot_tools import make_solution, plot, points
 
+import mapjax as mj
+from mapjax._result import Point
 from mapjax.cli import _demo, main
 
 NEEDED = ("mlxtend", "sklearn", "pyfiglet", "matplotlib", "safetensors", "tyro")
@@ -95,12 +98,33 @@ def test_demo(capsys, tmp_path, monkeypatch):
     )
 
     # A second run starts afresh and says the same, but for seconds and the folder.
-    monkeypatch.setattr(_demo, "_draw", lambda solution, output: None)
+    monkeypatch.setattr(_demo, "_draw", lambda *_: None)
     elsewhere = tmp_path / "again"
     again = run(capsys, elsewhere)
     assert table(again) == rows
     for name in ("samples.jsonl", "merged.safetensors"):
         assert (elsewhere / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_the_uniform_merge_is_drawn_where_it_is_no_sample(tmp_path, monkeypatch):
+    names = ("a", "b", "c")
+    whole = make_solution(3, task_names=names, coefficient_names=names)
+    kept = np.arange(len(whole.samples)) != whole.references()["uniform"]
+    samples = mj.Samples(whole.samples.coefficients[kept], whole.samples.scores[kept])
+    solution = make_solution(3, task_names=names, coefficient_names=names, samples=samples)
+    c = np.full(3, 1 / 3, np.float32)
+    uniform = Point("uniform merge", c, *[np.full(3, 0.5, np.float32)] * 4)
+    drawn = {}
+    for name in ("front", "contours"):
+        draw = getattr(plot, name)
+        monkeypatch.setattr(
+            plot, name, lambda x, draw=draw, name=name: drawn.setdefault(name, draw(x))
+        )
+    _demo._draw(solution, uniform, tmp_path)
+    np.testing.assert_allclose(points(drawn["front"], "uniform merge"), [[0.5, 0.5, 0.5]])
+    np.testing.assert_allclose(
+        points(drawn["front"], "front, verified"), solution.verified.scores
+    )
 
 
 @pytest.mark.parametrize(

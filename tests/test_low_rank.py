@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -268,3 +269,22 @@ def test_adapters_that_do_not_fit_are_refused(given, message):
     base = {"w": jnp.zeros((3, 4)), "step": jnp.array(1)}
     with pytest.raises(ValueError, match=message):
         from_lora(base, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"['w']": (A, B)},
+            r"`adapters\[\"\['w'\]\"\]` is a tuple: pass `{name: {key path",
+        ),
+        (
+            [{"['w']": (A, B)}],
+            r"`adapters` is a list: pass `{name: {key path: \(A, B, alpha",
+        ),
+    ],
+)
+def test_adapters_without_names_are_refused(given, message):
+    unchecked: Any = from_lora.__wrapped__  # the type checks of tests would be first
+    with pytest.raises(ValueError, match=message):
+        unchecked({"w": jnp.zeros((3, 4))}, given)

@@ -5,6 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 from plot_tools import failed_solution, make_solution, plot, png
 
+from mapjax import RESULTS
+
 
 @pytest.mark.parametrize(
     ("call", "message"),
@@ -31,8 +33,13 @@ from plot_tools import failed_solution, make_solution, plot, png
         (lambda: plot.contours(make_solution(3), 0, (1, 1)), "two different ones"),
         (lambda: plot.contours(make_solution(3), held=(0.1, 0.2)), r"shape \(2,\)"),
         (lambda: plot.contours(make_solution(3), num_points=1), "at least 2"),
-        (lambda: plot.contours(make_solution(3, surrogate=None)), "no surrogate"),
-        (lambda: plot.predicted_vs_verified(make_solution(3, surrogate=None)), "no surrog"),
+        (lambda: plot.contours(make_solution(3, surrogate=None)), "none was kept"),
+        (
+            lambda: plot.predicted_vs_verified(
+                make_solution(3, surrogate=None, result=RESULTS.no_finite_scores)
+            ),
+            "no surrogate. A task has no finite score",
+        ),
         (lambda: plot.parallel(failed_solution()), "no finite score"),
     ],
 )
@@ -80,3 +87,9 @@ def test_fronts_of_several_runs_are_staircases_of_two_tasks():
 def test_fronts_that_cannot_be_compared(solutions, tasks, message):
     with pytest.raises(ValueError, match=message):
         plot.fronts(solutions, tasks)
+
+
+def test_fronts_need_names():
+    fronts = plot.fronts.__wrapped__  # the type checks of tests would be first
+    with pytest.raises(ValueError, match=r"is a list: pass `{name: solution, \.\.\.}`"):
+        fronts([make_solution(2)])

@@ -110,9 +110,15 @@ def test_every_result_comes_back(tmp_path, solution):
 def test_a_surrogate_that_cannot_be_written_is_left_out(tmp_path, solution):
     is_none = dict(is_leaf=lambda x: x is None)
     own = eqx.tree_at(lambda s: s.surrogate, solution, box, **is_none)
-    own.save(tmp_path / "s.npz")
+    message = r"surrogate is not in .*s\.npz, since it holds a function\. Front and samples"
+    with pytest.warns(UserWarning, match=message):
+        own.save(tmp_path / "s.npz")
     after = mj.Solution.load(tmp_path / "s.npz")
     assert after.surrogate is None
+    with pytest.raises(
+        ValueError, match=r"no surrogate: none was kept.*loaded from a file"
+    ):
+        after.predicted([0.5, 0.5])
     np.testing.assert_array_equal(after.pick([1, 2]), solution.pick([1, 2]))
 
 
@@ -187,6 +193,17 @@ def test_a_run_is_begun_saved_and_loaded(tmp_path, solution):
         assert again.config == "budget = 9"
         again.begin(key=key, config="budget = 10", may_change=["budget"])
         assert again.config == "budget = 10"
+
+
+def test_a_run_that_evaluated_nothing_begins_anew_with_any_configuration(tmp_path):
+    key = jax.random.key(0)
+    with RunFolder(tmp_path) as run:
+        run.begin(key=key, config="budget = 1")
+        run.begin(key=key, config="budget = 9")
+        assert run.config == "budget = 9"
+        run.samples.write_text("")
+        with pytest.raises(ValueError, match="`budget` was 9 and is 10"):
+            run.begin(key=key, config="budget = 10")
 
 
 def test_other_versions_are_told_and_kept(tmp_path):

@@ -87,6 +87,13 @@ def test_wishes_alone_leave_the_rest_to_the_other_tasks():
         np.testing.assert_array_equal(got, [0.9, 2.0])
 
 
+def test_a_score_that_is_just_what_is_wished_reaches_it():
+    assert float(np.float32(0.7)) < 0.7
+    np.testing.assert_array_equal(
+        picked(make_solution(), {"b": 1.0}, at_least={"a": 0.7}), [0.7, 0.6]
+    )
+
+
 def test_normalized_scores_are_shares_of_the_experts():
     solution = make_solution()
     normalized = np.asarray(solution.normalized(SCORES))
@@ -222,6 +229,12 @@ EMPTY = Front(jnp.zeros((0, 2)), jnp.zeros((0, 2)))
         (lambda s: s.pick(method="best"), "`method` is 'best'; use"),
         (lambda s: s.pick(at_least={"z": 1.0}), r"`at_least` names \['z'\]"),
         (lambda s: s.pick({"z": 1.0}), r"`preference` names \['z'\]"),
+        (lambda s: s.pick("red"), r"is 'red': pass a number for each of .*\('a', 'b'\)"),
+        (lambda s: s.pick([1, 2, 3]), r"`preference` is \[1, 2, 3\]: pass .*\('a', 'b'\)"),
+        (
+            lambda s: s.hypervolume([1.0, 2.0, 3.0]),
+            r"`reference` is \[1.0, 2.0, 3.0\]: pass .*'a', 'b'",
+        ),
         (lambda s: s.normalized([1.0]), r"`scores` has shape \(1,\), but must end in one"),
         (lambda s: make_solution(front=EMPTY).pick(), "The front is empty"),
         (
@@ -233,7 +246,16 @@ EMPTY = Front(jnp.zeros((0, 2)), jnp.zeros((0, 2)))
             "Nothing was verified",
         ),
         (lambda s: make_solution(verified=None).hypervolume(), "Nothing was verified"),
-        (lambda s: make_solution(surrogate=None).predicted(C), "There is no surrogate"),
+        (
+            lambda s: make_solution(surrogate=None).predicted(C),
+            "There is no surrogate: none was kept.*from a tuner",
+        ),
+        (
+            lambda s: make_solution(
+                surrogate=None, result=RESULTS.no_finite_scores
+            ).predicted(C),
+            "There is no surrogate. A task has no finite score at all",
+        ),
         (
             lambda s: make_solution(
                 samples=Samples(jnp.asarray(C), jnp.full_like(SCORES, jnp.nan))

@@ -285,6 +285,18 @@ def test_an_expert_that_does_not_fit_is_named(expert, message):
         mj.TaskVectors.from_params(BASE, {"x": expert})
 
 
+def test_flat_names_beside_a_nested_tree_are_told_how_to_load():
+    make = mj.TaskVectors.from_params
+    nested = {"l0": {"w": jnp.ones(2), "b": jnp.ones(1)}, "scale": jnp.ones(1)}
+    flat = {"l0.w": jnp.ones(2), "l0.b": jnp.ones(1), "scale": jnp.ones(1)}
+    remedy = r'Load it nested: `mapjax\.io\.load\(path, separator="\."\)`, or `separator'
+    with pytest.raises(ValueError, match=f"names of expert 'x' are flat. {remedy}") as it:
+        make(nested, {"x": flat})
+    assert "renamed" not in str(it.value)
+    with pytest.raises(ValueError, match=f"names of the base are flat. {remedy}"):
+        make(flat, {"x": nested})
+
+
 def test_other_bad_input():
     make = mj.TaskVectors.from_params
     with pytest.raises(ValueError, match="`experts` is empty"):

@@ -9,7 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -86,10 +88,11 @@ def demo(
         scaled = np.outer(SCALES, np.ones(len(experts)))
         weights = np.array(preference) / np.sum(preference)
         best = scaled[np.argmax(np.asarray(evaluate(scaled)) @ weights)]
-    with _step(console, "Drawing"):
-        _draw(solution, output)
-    _save(mj.merge(task_vectors, chosen), chosen, preference, output)
     rows = _rows(solution, evaluate, test, best, chosen)
+    with _step(console, "Drawing"):
+        uniform = next(row.point for row in rows if row.point.name == "uniform merge")
+        _draw(solution, uniform, output)
+    _save(mj.merge(task_vectors, chosen), chosen, preference, output)
     print_table(console, rows, solution)
     _say(console, solution, rows, weights, output)
 
@@ -138,18 +141,29 @@ def _step(console: Console, what: str) -> Iterator[None]:
     console.print(f"{what} [dim]{time.perf_counter() - begun:.1f} s[/dim]")
 
 
-def _draw(solution: Solution, output: Path) -> None:
+def _draw(solution: Solution, uniform: Point, output: Path) -> None:
     from mapjax import plot
 
+    more = _with_sample(solution, uniform)
     pictures = {
-        "front": plot.front(solution).figure,
-        "pairs": plot.pairs(solution),
-        "parallel": plot.parallel(solution).figure,
+        "front": plot.front(more).figure,
+        "pairs": plot.pairs(more),
+        "parallel": plot.parallel(more).figure,
         "contours": plot.contours(solution).figure,
         "predicted_vs_verified": plot.predicted_vs_verified(solution),
     }
     for name, figure in pictures.items():
         figure.savefig(output / f"{name}.png", dpi=130)
+
+
+def _with_sample(solution: Solution, point: Point) -> Solution:
+    """Put a measured point before the samples, whose last ones were made to verify."""
+    old = solution.samples
+    samples = mj.Samples(
+        jnp.concatenate([jnp.asarray(point.coefficients)[None], old.coefficients]),
+        jnp.concatenate([jnp.asarray(point.measured)[None], old.scores]),
+    )
+    return eqx.tree_at(lambda x: x.samples, solution, samples)
 
 
 def _save(params: Any, chosen: np.ndarray, preference: tuple, output: Path) -> None:

@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,24 +137,36 @@ def _solve(config: Config, run: Any, function: Any, command: str) -> Any:
         "bayesian": mj.bayesian_front,
         "nested": mj.nested_front,
     }[config.driver]
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            solution = driver(evaluate, key=key, save_to=run.samples, **more, **options)
-    except KeyboardInterrupt as error:
-        raise Stopped(
-            f"Stopped. Evaluations kept in {_short(run.path)}: {_kept(run.samples)}. Go on "
-            f"with: {command}"
-        ) from error
-    except ValueError as error:
-        if getattr(error, "__notes__", None):
-            raise  # of an evaluation: its author needs to see where
-        raise Failure(str(error)) from error
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            with _told_unless_evaluated():
+                solution = driver(evaluate, key=key, save_to=run.samples, **more, **options)
+        except KeyboardInterrupt as error:
+            raise Stopped(
+                f"Stopped. Evaluations kept in {_short(run.path)}: {_kept(run.samples)}. Go "
+                f"on with: {command}"
+            ) from error
+        with told():
+            run.save(solution)
     for warning in caught:
         _say(f"Note: {warning.message}")
-    with told():
-        run.save(solution)
     return solution
+
+
+@contextlib.contextmanager
+def _told_unless_evaluated() -> Iterator[None]:
+    """Show errors as such, but those of an evaluation whole: its author looks for where."""
+    try:
+        yield
+    except ValueError as error:
+        notes = getattr(error, "__notes__", ())  # JAX adds some of its own
+        if any(note.startswith(_OF_EVALUATIONS) for note in notes):
+            raise
+        raise Failure(str(error)) from error
+
+
+_OF_EVALUATIONS = ("Evaluating coefficients", "This happened in task")
 
 
 _PAIRS = ("bounds", "link_bounds")
@@ -172,7 +185,7 @@ def _evaluator(config: Config, function: Any) -> tuple[Any, dict[str, Any], bool
     vectors = _load(config)
     made = function(vectors)
     if isinstance(made, list | tuple):
-        with told():
+        with _told_unless_evaluated():
             made = mj.Evaluator(vectors, made)
     if isinstance(made, mj.Evaluator):
         return made, {}, made.coefficient_names == vectors.names

@@ -53,6 +53,8 @@ def pick(
     limit = read_memory(memory)
     if any(weight < 0 for weight in weights.values()):
         raise UsageError("--preference has a weight below 0.")
+    import numpy as np
+
     from mapjax.io import RunFolder
     from mapjax.io._model_card import score
 
@@ -82,7 +84,8 @@ def pick(
             solution.task_names, judged, solution.directions, strict=False
         )
         if (wish := least.get(name)) is not None
-        and (got < wish if direction == "maximize" else got > wish)
+        # As exactly as scores are kept, which is how the merge was chosen.
+        and (got < np.float32(wish) if direction == "maximize" else got > np.float32(wish))
     ]
     words = [*preference, *(f"require {pair}" for pair in require)]
     if save is not None and not missed:

@@ -60,6 +60,10 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def _solution(self) -> Path:
+        return self.path / "solution.npz"
+
+    @property
     def pictures(self) -> Path:
         """The folder for pictures."""
         return self.path / "pictures"
@@ -118,6 +122,8 @@ class RunFolder:
     ) -> list[str]:
         """Note what a run is made with, or check that it goes on as it began.
 
+        A run that has neither samples nor a solution may begin anew, with anything.
+
         Args:
             key: The key of the driver.
             config: The configuration, as TOML.
@@ -139,7 +145,8 @@ class RunFolder:
         changed = []
         now = {"format": _FORMAT, **provenance(key), **notes}
         if before is not None:
-            self._check_same(config, may_change)
+            if self.samples.exists() or self._solution.exists():
+                self._check_same(config, may_change)
             old, new = self.notes, now["versions"]
             changed = [
                 f"{name} {old['versions'].get(name)} then and {new[name]} now"
@@ -163,7 +170,7 @@ class RunFolder:
         """
         self._check_locked()
         if jax.process_index() == 0:
-            save_solution(self.path / "solution.npz", solution)
+            save_solution(self._solution, solution)
 
     def load(self) -> Solution:
         """Load the solution.
@@ -171,11 +178,10 @@ class RunFolder:
         Raises:
             ValueError: If there is none yet, or it is damaged.
         """
-        path = self.path / "solution.npz"
-        if not path.exists():
+        if not self._solution.exists():
             done = "" if not self.samples.exists() else ", only samples: run it to its end"
             raise ValueError(f"{self.path} holds no solution{done}.")
-        return load_solution(path)
+        return load_solution(self._solution)
 
     def _check_locked(self) -> None:
         if self._lock is None and jax.process_index() == 0:

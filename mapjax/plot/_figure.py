@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mapjax._solution import Solution
+from mapjax._solution import Solution, surrogate_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
@@ -113,12 +113,7 @@ def references(solution: Solution) -> list[tuple[str, str, int, str]]:
 
 def predict(solution: Solution, coefficients: Any) -> np.ndarray:
     """Predict scores where there is a surrogate to do it."""
-    if solution.surrogate is None:
-        raise ValueError(
-            "The solution has no surrogate, since no task could be fitted "
-            "(`solution.result` says why): there is nothing predicted to draw."
-        )
-    return np.asarray(solution.surrogate(coefficients))
+    return np.asarray(surrogate_of(solution)(coefficients))
 
 
 def finite(points: np.ndarray) -> np.ndarray:

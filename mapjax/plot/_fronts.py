@@ -49,7 +49,8 @@ def fronts(
         The axes.
 
     Raises:
-        ValueError: If there are no solutions, their tasks differ, or `tasks` are not two.
+        ValueError: If there are no solutions, they have no names, their tasks differ, or
+            `tasks` are not two.
         ImportError: If matplotlib is missing.
 
     Example:
@@ -63,6 +64,11 @@ def fronts(
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['one rule', 'another']
     """
+    if not isinstance(solutions, Mapping):
+        raise ValueError(
+            f"`solutions` is a {type(solutions).__name__}: pass `{{name: solution, ...}}`, by "
+            "the names that the legend shows."
+        )
     if not solutions:
         raise ValueError("`solutions` is empty: pass at least one, by name.")
     first = next(iter(solutions.values()))

@@ -54,12 +54,12 @@ def layer_swap(
 
     Args:
         task_vectors: The base and the vectors.
-        layers: The row: regular expressions that are searched for in key paths, such as
-            `["block_0/", "block_3/", "block_1/", "block_2/"]`, each a layer and the first
-            that is found counts; or a function from a key path to a number, where tensors
-            of one number are a layer and the lowest stands first. None orders layers by
-            the number in their key paths. Tensors that belong to no layer (None from a
-            function) are averaged.
+        layers: The row: regular expressions that are searched for in key paths such as
+            `['block_0']['w']`, say `["'block_0'", "'block_3'", "'block_1'", "'block_2'"]`,
+            each a layer and the first that is found counts; or a function from a key path
+            to a number, where tensors of one number are a layer and the lowest stands
+            first. None orders layers by the number in their key paths. Tensors that belong
+            to no layer (None from a function) are averaged.
 
     Returns:
         The rule; see `MergeRule` for what coefficients mean.
@@ -74,6 +74,8 @@ def layer_swap(
         >>> tv = mj.TaskVectors.from_params(base, [expert, base])
         >>> layer_swap(tv)([1.0, 1.0])
         {'layer_0': Array([1.], dtype=float32), 'layer_1': Array([0.], dtype=float32)}
+        >>> layer_swap(tv, ["'layer_1'", "'layer_0'"])([1.0, 1.0])["layer_1"]
+        Array([1.], dtype=float32)
 
     References:
         Bandarkar et al., *Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large
