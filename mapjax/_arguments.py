@@ -1,13 +1,13 @@
 """What drivers are told, checked before any work."""
 
-import os
 import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mapjax.evaluation import Evaluator
+from mapjax._checks import check_count
+from mapjax.evaluation import Evaluator, host_memory
 from mapjax.surrogate import Outputs
 
 _OUTPUTS_SHARE = 0.25
@@ -15,6 +15,7 @@ _OUTPUTS_SHARE = 0.25
 
 def check_budget(budget: int, cost: int, first: str, num_experts: int) -> None:
     """Refuse a budget that does not even pay for what every run starts with."""
+    check_count("budget", budget, 1)
     if budget < (least := cost * (num_experts + 1)):
         raise ValueError(
             f"`budget` is {budget}, but the {first} and {num_experts} experts alone take "
@@ -23,9 +24,18 @@ def check_budget(budget: int, cost: int, first: str, num_experts: int) -> None:
 
 
 def check_least(name: str, value: int | None, least: int) -> None:
-    """Refuse a number that is too small."""
-    if value is not None and value < least:
-        raise ValueError(f"`{name}` is {value}, but must be at least {least}.")
+    """Refuse a number that is too small, or no whole one; None is taken."""
+    if value is not None:
+        check_count(name, value, least)
+
+
+def check_tolerance(tolerance: float, unit: str) -> None:
+    """Refuse a tolerance below zero, or NaN."""
+    if not tolerance >= 0:
+        raise ValueError(
+            f"`tolerance` is {tolerance}, but must be {unit} from 0 up; 0 spends the whole "
+            "budget."
+        )
 
 
 def read_surrogate(surrogate: Any, evaluate: Any, capacity: int) -> Outputs | str:
@@ -64,7 +74,7 @@ def read_surrogate(surrogate: Any, evaluate: Any, capacity: int) -> Outputs | st
         if not jnp.issubdtype(x.dtype, jnp.floating)
     }
     needed = capacity * sum(4 * x.size for x in leaves)
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    free = host_memory()
     if not steps and needed < _OUTPUTS_SHARE * free:
         return surrogate if isinstance(surrogate, Outputs) else Outputs()
     why = (
@@ -79,6 +89,6 @@ def read_surrogate(surrogate: Any, evaluate: Any, capacity: int) -> Outputs | st
     warnings.warn(
         f"Scores are predicted by a quadratic and not from outputs, since {why}. "
         "`surrogate='quadratic'` says that you know.",
-        stacklevel=5,
+        stacklevel=4,
     )
     return "quadratic"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mapjax import pareto
-from mapjax._arguments import check_least
+from mapjax._arguments import check_least, check_tolerance
 from mapjax._keys import generator
 from mapjax._run import Run
 from mapjax._solution import Solution
@@ -86,7 +86,8 @@ def bayesian_front(
         verify: How many points, spread over the front, to evaluate on top of the budget.
         task_names: Names for the tasks of a function.
         save_to: A file to which every sample is appended as it arrives. A run that finds
-            it goes on from there and evaluates nothing twice.
+            it goes on from there and evaluates nothing twice, but for one merge, by an
+            `Evaluator`, to see that its scores are still the same.
         throw: Raise an error if no front can be made; otherwise say so in `result`.
         progress: True or False to insist on a progress bar or on none.
 
@@ -120,11 +121,7 @@ def bayesian_front(
     check_least("batch_size", batch_size, 1)
     if acquisition not in ACQUISITIONS:
         raise ValueError(f"`acquisition` is {acquisition!r}; use 'hypervolume' or 'cells'.")
-    if not tolerance >= 0:
-        raise ValueError(
-            f"`tolerance` is {tolerance}, but must be a share of the hypervolume from 0 up; "
-            "0 spends the whole budget."
-        )
+    check_tolerance(tolerance, "a share of the hypervolume")
     run = Run(
         evaluate,
         budget=budget,
@@ -215,7 +212,7 @@ def _near_front(run: Run, key: PRNGKey) -> np.ndarray:
     assert run.front is not None
     host_key, design_key = jax.random.split(key)
     rng = generator(host_key)
-    lower, upper = (np.asarray(end) for end in run.box)
+    lower, upper = (np.asarray(end) for end in run.domain.box)
     # As many of each whatever the size of the front, so that shapes stay the same.
     front = rng.permutation(np.asarray(run.front.coefficients))
     front = front[np.arange(_NUM_CANDIDATES // 2) % len(front)]
@@ -223,10 +220,8 @@ def _near_front(run: Run, key: PRNGKey) -> np.ndarray:
     step = _LEAST_STEP * 10 ** rng.random((len(near), 1)) * rng.normal(size=near.shape)
     near = np.clip(near + step * (upper - lower), lower, upper)
     near = np.asarray(run.domain.place(near))
-    # What comes first in every design is known.
-    count = _NUM_CANDIDATES // 8
-    fresh = run.domain.sample(run.domain.num_first + 1 + count, design_key)[-count:]
-    return np.concatenate([front, near, np.asarray(fresh)]).astype(front.dtype)
+    fresh = run.domain.fresh(_NUM_CANDIDATES // 8, design_key)
+    return np.concatenate([front, near, fresh]).astype(front.dtype)
 
 
 def _from_cells(run: Run, count: int, key: PRNGKey) -> np.ndarray:
@@ -235,7 +230,7 @@ def _from_cells(run: Run, count: int, key: PRNGKey) -> np.ndarray:
 
     fitted: Any = run.fitted
     samples = run.recorder.samples
-    lower, upper = (np.asarray(end) for end in run.box)
+    lower, upper = (np.asarray(end) for end in run.domain.box)
     unit = np.clip((np.asarray(samples.coefficients) - lower) / (upper - lower), 0, 1)
     scores = np.asarray(samples.scores)
     scores = np.where(np.isfinite(scores), scores, np.nan)

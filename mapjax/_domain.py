@@ -74,6 +74,12 @@ class Domain(eqx.Module):
         shape: dict[str, Any] = dict(bounds=self.bounds, num_experts=self.num_experts)
         return make_design(self.design, count, len(self.lower), key=key, **shape)
 
+    def fresh(self, count: int, key: PRNGKey) -> np.ndarray:
+        """Draw points beyond those that come first in every design."""
+        if not count:
+            return np.zeros((0, len(self.lower)), np.float32)
+        return np.asarray(self.sample(self.num_first + 1 + count, key))[-count:]
+
     def start(self, count: int, key: PRNGKey) -> np.ndarray:
         """Draw points for a search to begin from; none where those of the box will do.
 

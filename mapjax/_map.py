@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mapjax._arguments import check_least
+from mapjax._arguments import check_least, check_tolerance
 from mapjax._run import Run
 from mapjax._solution import Solution
 from mapjax.surrogate import Outputs
@@ -90,8 +90,9 @@ def map_front(
             one that is a sample already is not evaluated again.
         task_names: Names for the tasks of a function.
         save_to: A file to which every sample is appended as it arrives. A run that finds
-            it goes on from there and evaluates nothing twice. Samples that are there from
-            a run with other arguments count towards the budget.
+            it goes on from there and evaluates nothing twice, but for one merge, by an
+            `Evaluator`, to see that its scores are still the same. Samples that are there
+            from a run with other arguments count towards the budget.
         throw: Raise an error if no front can be made; otherwise say so in `result`.
         progress: True or False to insist on a progress bar or on none.
 
@@ -119,6 +120,7 @@ def map_front(
     """
     check_least("verify", verify, 0)
     check_least("rounds", rounds, 1)
+    check_tolerance(tolerance, "units of the scores")
     run = Run(
         evaluate,
         budget=budget,
@@ -149,12 +151,12 @@ def map_front(
             if not run.fit():
                 break
             run.trace(trace_key, rough=count > 0)
-            if count == 0 or run.expected_gain() < tolerance:
+            if count == 0:
                 break
-            proposals = run.propose(count, propose_key)
-            if not len(proposals):  # all of the front has been evaluated
+            if run.expected_gain() < tolerance:
+                run.trace(propose_key)  # the last was rough, and is now to be kept
                 break
-            run.evaluate_proposals(proposals)
+            run.evaluate_proposals(run.propose(count, propose_key))
         if verify and run.front is not None:
             run.verify(verify)
     return run.solution()

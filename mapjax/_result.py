@@ -1,5 +1,6 @@
 """What the solvers return: fronts, samples and result codes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -21,7 +22,7 @@ class RESULTS(eqx.Enumeration):
     )
     constant_metric = (
         "A task's score was the same for every sample, so the task cannot shape the "
-        "front. Check its metric and its data."
+        "front. Check its metric and its data, and that `predict` uses its parameters."
     )
     nonfinite_scores = (
         "Some scores were NaN or infinite. They were left out of the fit and are kept in "
@@ -29,7 +30,7 @@ class RESULTS(eqx.Enumeration):
     )
     no_finite_scores = (
         "A task has no finite score at all, so nothing could be fitted. Evaluate the base "
-        "alone and check the metric."
+        "alone and check the metric: NaN in outputs, and labels that are no class, give NaN."
     )
 
 
@@ -40,16 +41,36 @@ def judge(scores: np.ndarray, needed: int) -> RESULTS:
         scores: All of them.
         needed: How many finite scores of each task a fit asks for.
     """
+    wrong = [result for result, tasks in _faults(scores, needed) if tasks.any()]
+    return wrong[0] if wrong else RESULTS.successful
+
+
+def explain(
+    result: RESULTS, scores: np.ndarray, task_names: Sequence[str], needed: int = 0
+) -> str:
+    """Say how a run ended, and name the tasks that it is about if these are not all."""
+    if result == RESULTS.few_samples:
+        missing = needed - np.isfinite(scores).sum(axis=0).min()
+        return f"{RESULTS[result]} {missing} more evaluations would determine it."
+    concerned = next((t for r, t in _faults(scores, 0) if r == result), np.zeros(0, bool))
+    if concerned.all() or not concerned.any():
+        return RESULTS[result]
+    names = [name for name, is_one in zip(task_names, concerned, strict=True) if is_one]
+    return f"{RESULTS[result]} This is so for {', '.join(map(repr, names))}."
+
+
+def _faults(scores: np.ndarray, needed: int) -> list[tuple[RESULTS, np.ndarray]]:
+    """List what can be wrong with the scores, and which tasks it is wrong with."""
     finite = np.isfinite(scores)
+    counts = finite.sum(axis=0)
     least = np.where(finite, scores, np.inf).min(axis=0)
     most = np.where(finite, scores, -np.inf).max(axis=0)
-    if not finite.any(axis=0).all():
-        return RESULTS.no_finite_scores
-    if (least == most).any():
-        return RESULTS.constant_metric
-    if (finite.sum(axis=0) < needed).any():
-        return RESULTS.few_samples
-    return RESULTS.successful if finite.all() else RESULTS.nonfinite_scores
+    return [
+        (RESULTS.no_finite_scores, counts == 0),
+        (RESULTS.constant_metric, (least == most) & (counts > 1)),
+        (RESULTS.few_samples, counts < needed),
+        (RESULTS.nonfinite_scores, counts < len(scores)),
+    ]
 
 
 class Front(eqx.Module):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -16,7 +17,7 @@ from mapjax._arguments import check_budget, check_least, read_surrogate
 from mapjax._domain import read_domain
 from mapjax._keys import check_key, generator
 from mapjax._progress import timed
-from mapjax._result import RESULTS, Front, Samples, judge
+from mapjax._result import RESULTS, Front, Samples, explain, judge
 from mapjax._sizes import USUAL_POINTS, padded
 from mapjax._solution import Solution, provenance
 from mapjax._tracing import (
@@ -91,7 +92,7 @@ class Run:
         self.family = read_surrogate(surrogate, evaluate, budget)
         by_outputs = isinstance(self.family, Outputs)
         check_budget(budget, self.cost, self.domain.first, problem.num_experts)
-        ends = [np.asarray(end).tolist() for end in self.box]
+        ends = [np.asarray(end).tolist() for end in self.domain.box]
         plan = (*plan, self.domain.design)
         options = (self.family, link, link_bounds, ridge, num_points, num_generations, plan)
         kind = ("simplex",) * bool(self.domain.num_tied)
@@ -120,11 +121,6 @@ class Run:
     def num_coefficients(self) -> int:
         """How many columns candidates have."""
         return self.recorder.problem.num_coefficients
-
-    @property
-    def box(self) -> tuple[Any, Any]:
-        """Lower and upper ends of the coefficients."""
-        return self.domain.box
 
     @property
     def num_unknowns(self) -> int:
@@ -205,13 +201,15 @@ class Run:
         know of: later standard deviations are scaled up towards what was seen here.
         """
         room, points = padded(coefficients, USUAL_POINTS), len(coefficients)
-        predicted = np.asarray(self.fitted(room))[:points]
-        std = np.asarray(self.fitted.std(room))[:points] / self.inflation
-        measured = np.asarray(self.evaluate(coefficients))
-        surprise = (measured - predicted) / np.where(std > 0, std, np.nan)
-        if np.isfinite(surprise).any():
+        predicted, std = (
+            np.asarray(f(room))[:points] for f in (self.fitted, self.fitted.std)
+        )
+        missed = np.asarray(self.evaluate(coefficients)) - predicted
+        surprise = missed / np.where(std > 0, std / self.inflation, np.nan)
+        surprise = surprise[np.isfinite(surprise)]
+        if surprise.size:
             # A few points say little, so that what was seen before counts as much.
-            seen = np.sqrt((np.nanmean(surprise**2) + self.inflation**2) / 2)
+            seen = np.sqrt((np.mean(surprise**2) + self.inflation**2) / 2)
             self.inflation = float(np.clip(seen, 1.0, _MOST_INFLATION))
 
     def fit(self) -> bool:
@@ -225,7 +223,7 @@ class Run:
         self.result = judge(np.asarray(samples.scores), needed)
         if self.result == RESULTS.no_finite_scores:
             if self.throw:
-                raise ValueError(RESULTS[self.result])
+                raise ValueError(self._words(samples.scores))
             return False
         with timed(self.seconds, "fit"):
             if not isinstance(self.family, Outputs):
@@ -240,7 +238,6 @@ class Run:
                 if correct and not (few and self.correction is not None):
                     ridge = "auto" if few else self.ridge
                     self.correction = self._fit_scalar(samples, ridge)
-                values = np.asarray(samples.scores) * self.signs @ self.preferences.T
                 self.fitted = fit_outputs(
                     samples.coefficients,
                     self.recorder.outputs(),
@@ -251,7 +248,7 @@ class Run:
                     ridge=self.family.ridge,
                     scalar=self.correction,
                     num_unknowns=self.num_unknowns,
-                    importance=importance(values),
+                    importance=importance(self._worth(samples.scores)),
                     capacity=self.capacity,
                     num_experts=self.num_experts,
                 )
@@ -277,7 +274,7 @@ class Run:
             self.front = predicted_front(self.fitted, self.signs, coefficients)
 
     def propose(self, count: int, key: PRNGKey) -> np.ndarray:
-        """Choose points of the front to evaluate, spread over preferences."""
+        """Choose new points of the front, spread over preferences, and else of the design."""
         from mapjax import search
 
         assert self.front is not None
@@ -294,8 +291,9 @@ class Run:
             draws = np.asarray(draws)[:count, : len(candidates)]
             draws = np.where(np.isnan(draws), scores, draws)
             new = self.domain.is_new(candidates, self.recorder.samples.coefficients)
-            chosen = search.propose(draws * self.signs, preferences, new)
-        return candidates[chosen]
+            chosen = candidates[search.propose(draws * self.signs, preferences, new)]
+            more = self.domain.fresh(count - len(chosen), preference_key)
+        return np.concatenate([chosen, more.astype(chosen.dtype)])
 
     def expected_gain(self) -> float:
         """Say by how much the front is predicted to beat every sample, in units of scores.
@@ -304,10 +302,8 @@ class Run:
         """
         assert self.front is not None
         samples = self.recorder.samples
-        reached, hoped = (
-            np.nanmin(np.asarray(x.scores) * self.signs @ self.preferences.T, axis=0)
-            for x in (samples, self.front)
-        )
+        values = (self._worth(x.scores) for x in (samples, self.front))
+        reached, hoped = (np.where(np.isnan(v), np.inf, v).min(axis=0) for v in values)
         gain = float(np.mean(np.maximum(reached - hoped, 0.0)))
         spent = {"num_evaluations": self.cost * len(samples)}
         self.rounds.append(spent | {"expected_gain": gain})
@@ -322,7 +318,8 @@ class Run:
             self.recorder(self.front.coefficients[chosen])
         samples = self.recorder.samples
         self.num_verified = len(samples) - before
-        kept = np.asarray(pareto.non_dominated(np.asarray(samples.scores) * self.signs))
+        finite = jnp.where(jnp.isfinite(samples.scores), samples.scores, jnp.nan)
+        kept = np.asarray(pareto.non_dominated(finite * self.signs))
         self.verified = Front(samples.coefficients[kept], samples.scores[kept])
 
     def solution(self) -> Solution:
@@ -333,7 +330,7 @@ class Run:
                 draw_key = jax.random.fold_in(self.key, 1)
                 self.front = with_doubt(self.front, self.fitted, self.signs, draw_key)
         if self.result != RESULTS.successful:
-            warnings.warn(self._words(samples), stacklevel=3)
+            warnings.warn(self._words(samples.scores), stacklevel=3)
         return Solution(
             front=self.front or Front(samples.coefficients[:0], samples.scores[:0]),
             samples=samples,
@@ -377,11 +374,14 @@ class Run:
         kept = np.asarray(pareto.spread_subset(scores, self.num_points // 2))
         return np.concatenate([np.asarray(self.front.coefficients)[kept], drawn])
 
-    def _words(self, samples: Samples) -> str:
-        if self.result == RESULTS.few_samples:
-            missing = self.num_unknowns - np.isfinite(samples.scores).sum(axis=0).min()
-            return f"{RESULTS[self.result]} {missing} more evaluations would determine it."
-        return RESULTS[self.result]
+    def _worth(self, scores: Any) -> np.ndarray:
+        """Weigh scores by each preference, minimised; NaN where one is not finite."""
+        scores = np.where(np.isfinite(scores), scores, np.nan) * self.signs
+        return scores @ self.preferences.T
+
+    def _words(self, scores: Any) -> str:
+        names = self.recorder.problem.task_names or ()
+        return explain(self.result, np.asarray(scores), names, self.num_unknowns)
 
     def _stats(self, samples: Samples) -> dict[str, Any]:
         """Collect what a reader needs to trust and repeat a result."""

@@ -15,7 +15,7 @@ from mapjax import metrics
 from mapjax._arguments import check_least
 from mapjax._domain import read_box
 from mapjax._keys import check_key
-from mapjax._result import RESULTS, Front, Samples, judge
+from mapjax._result import RESULTS, Front, Samples, explain, judge
 from mapjax._solution import Solution, provenance
 from mapjax._types import ArrayLike, PRNGKey, widened
 from mapjax.design import corners
@@ -200,7 +200,8 @@ def _tune(
     samples, scores = _measure(evaluator, np.asarray(start), end, progress)
     result = judge(np.asarray(samples.scores), 1)
     if result != RESULTS.successful:
-        warnings.warn(RESULTS[result], stacklevel=3)
+        words = explain(result, np.asarray(samples.scores), evaluator.task_names)
+        warnings.warn(words, stacklevel=3)
     front = Front(jnp.asarray(end)[None], scores[None])
     return Solution(
         front=front,

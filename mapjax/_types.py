@@ -17,6 +17,7 @@ ArrayLike = Array | np.ndarray
 """What a public function takes where it computes on an array."""
 
 Direction = Literal["maximize", "minimize"]
+DIRECTIONS = ("maximize", "minimize")
 
 Rule = Callable[..., Any]
 """A merge rule: coefficients `[coefficients]` to parameters."""

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mapjax._types import Direction, widened
+from mapjax._checks import check_choice
+from mapjax._types import DIRECTIONS, Direction, widened
 
 
 class Metric(eqx.Module):
@@ -35,10 +36,40 @@ class Metric(eqx.Module):
     per_example: bool = eqx.field(default=False, static=True)
     differentiable: bool = eqx.field(default=True, static=True)
 
+    def __check_init__(self):
+        if not callable(self.function):
+            raise ValueError(
+                f"`function` is {self.function!r}, but must be a function `(outputs, targets) "
+                "-> scores` written in JAX."
+            )
+        check_choice("direction", self.direction, DIRECTIONS)
+        if not isinstance(self.bounds, tuple | list) or len(self.bounds) != 2:
+            raise ValueError(
+                f"`bounds` is {self.bounds!r}, but must be the lowest and the highest score, "
+                "such as (0.0, None) where there is no highest."
+            )
+
     def __call__(self, outputs: Any, targets: Any) -> Array:
         """Score all examples at once."""
-        value = self.function(outputs, targets)
-        return jnp.mean(value) if self.per_example else jnp.asarray(value)
+        if self.per_example:
+            return jnp.mean(self.each(outputs, targets))
+        return jnp.asarray(self.function(outputs, targets))
+
+    def each(self, outputs: Any, targets: Any) -> Array:
+        """Score every example, `[examples]`, if `per_example`.
+
+        Raises:
+            ValueError: If the function returns another shape.
+        """
+        values = jnp.asarray(self.function(outputs, targets))
+        count, *_ = (x.shape[0] for x in jax.tree.leaves((targets, outputs)))
+        if values.shape != (count,):
+            # Any other shape would be broadcast, and summed too often or too rarely.
+            raise ValueError(
+                f"A metric with `per_example=True` returned shape {values.shape} for {count} "
+                f"examples, but must return one number for each, shape ({count},)."
+            )
+        return widened(values)
 
     def after(self, head: Callable[[Any], Any]) -> "Metric":
         """Score what a head makes of the outputs.
@@ -79,6 +110,17 @@ def as_metric(metric: Any) -> Metric:
     return metric if isinstance(metric, Metric) else Metric(metric)
 
 
+def _one_array(outputs: Any) -> Array:
+    """Refuse what a model returns beside logits, before it fails somewhere else."""
+    if not hasattr(outputs, "ndim"):
+        raise ValueError(
+            f"The metric takes one array of outputs, but `predict` returned a "
+            f"{type(outputs).__name__}. Return the logits alone, or choose them by "
+            "`metric.after(lambda outputs: outputs[...])`."
+        )
+    return outputs
+
+
 def _is_single(outputs: Array) -> bool:
     """Tell whether there is one logit for each decision, whose sign decides."""
     return outputs.ndim == 1 or outputs.shape[-1] == 1
@@ -106,20 +148,29 @@ def _mean_of_each(values: Array) -> Array:
     return values.reshape(values.shape[0], -1).mean(axis=1)
 
 
+def _no_class(labels: Array, outputs: Array) -> Array:
+    """Tell which labels are none of the classes, such as -100 for what is to be masked."""
+    return (labels < 0) | (labels >= (2 if _is_single(outputs) else outputs.shape[-1]))
+
+
 def _nan_if(missing: Array, scores: Array) -> Array:
-    """Give NaN for outputs that hold one: comparisons and `argmax` would hide it."""
+    """Give NaN where outputs or labels make no sense: comparisons would hide it."""
     return jnp.where(missing, jnp.nan, scores)
 
 
-def _accuracy(outputs: Array, targets: Array) -> Array:
-    hits = _mean_of_each(1.0 * (_classes(outputs) == _labels(outputs, targets)))
-    return _nan_if(jnp.isnan(outputs).reshape(len(hits), -1).any(axis=1), hits)
+def _accuracy(outputs: Any, targets: Array) -> Array:
+    outputs = _one_array(outputs)
+    labels = _labels(outputs, targets)
+    hits = _mean_of_each(1.0 * (_classes(outputs) == labels))
+    missing = jnp.isnan(outputs).reshape(len(hits), -1).any(axis=1)
+    return _nan_if(missing | (_mean_of_each(1.0 * _no_class(labels, outputs)) > 0), hits)
 
 
-def _cross_entropy(outputs: Array, targets: Array) -> Array:
-    logits = widened(outputs)
+def _cross_entropy(outputs: Any, targets: Array) -> Array:
+    logits = widened(_one_array(outputs))
     if _is_single(outputs):  # two classes, of which the first has logit 0
         positive = 1.0 * _labels(outputs, targets)
+        positive = _nan_if((positive < 0) | (positive > 1), positive)
         logits = logits.reshape(positive.shape)
         logits = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
         targets = jnp.stack([1 - positive, positive], axis=-1)
@@ -135,10 +186,12 @@ def _cross_entropy(outputs: Array, targets: Array) -> Array:
     else:
         labels = _labels(outputs, targets).astype(int)
         loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+        loss = _nan_if(_no_class(labels, outputs), loss)  # -1 would be the last class
     return _mean_of_each(loss)
 
 
-def _mean_squared_error(outputs: Array, targets: Array) -> Array:
+def _mean_squared_error(outputs: Any, targets: Array) -> Array:
+    outputs = _one_array(outputs)
     if outputs.shape != targets.shape:
         # [examples, 1] against [examples], but never broadcast.
         if outputs.shape != (*targets.shape, 1) and targets.shape != (*outputs.shape, 1):
@@ -150,7 +203,8 @@ def _mean_squared_error(outputs: Array, targets: Array) -> Array:
     return _mean_of_each(jnp.square(widened(outputs) - targets))
 
 
-def _f1(outputs: Array, targets: Array) -> Array:
+def _f1(outputs: Any, targets: Array) -> Array:
+    outputs = _one_array(outputs)
     predicted, labels = _classes(outputs).reshape(-1), _labels(outputs, targets).reshape(-1)
     binary = _is_single(outputs) or outputs.shape[-1] == 2
     classes = jnp.array([1]) if binary else jnp.arange(outputs.shape[-1])
@@ -177,7 +231,8 @@ def _binary_auc(scores: Array, positive: Array) -> Array:
     return jnp.where((n > 0) & (m > 0), statistic / jnp.maximum(n * m, 1), jnp.nan)
 
 
-def _auc(outputs: Array, targets: Array) -> Array:
+def _auc(outputs: Any, targets: Array) -> Array:
+    outputs = _one_array(outputs)
     labels, missing = _labels(outputs, targets).reshape(-1), jnp.any(jnp.isnan(outputs))
     logits = widened(outputs).reshape(len(labels), -1)
     if logits.shape[1] == 1:
@@ -192,7 +247,10 @@ def _auc(outputs: Array, targets: Array) -> Array:
 
 
 accuracy = Metric(_accuracy, bounds=(0.0, 1.0), per_example=True, differentiable=False)
-"""Share of examples decided rightly: largest logit, or the sign of a single one."""
+"""Share of examples decided rightly: largest logit, or the sign of a single one.
+
+Labels count from 0, and one that is no class gives NaN: nothing is masked.
+"""
 
 cross_entropy = Metric(
     _cross_entropy, direction="minimize", bounds=(0.0, None), per_example=True
@@ -200,7 +258,7 @@ cross_entropy = Metric(
 """Mean negative log-likelihood in nats, of logits against labels or distributions.
 
 One logit an example is that of the second of two classes; its target is the probability
-of that class.
+of that class. A label that is no class gives NaN: nothing is masked.
 """
 
 mean_squared_error = Metric(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mapjax import _tree
 from mapjax._low_rank import LowRank
-from mapjax._types import ArrayLike, wide, widened
+from mapjax._types import ArrayLike, Rule, wide, widened
 
 
 class Group(NamedTuple):
@@ -155,7 +155,7 @@ class TaskVectors(eqx.Module):
         return jnp.clip(gram / (safe[:, None] * safe), -1.0, 1.0)
 
 
-def merge(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence) -> PyTree:
+def merge(task_vectors: TaskVectors | Rule, coefficients: ArrayLike | Sequence) -> PyTree:
     r"""Merge linearly: $\theta(c) = \theta_0 + \sum_i c_i v_i$, with no normalisation.
 
     Sums in float32 at least and rounds once, to the dtype of each leaf of the base.
@@ -164,7 +164,9 @@ def merge(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence) -> PyTr
     the base and the vectors only once on a CPU.
 
     Args:
-        task_vectors: The base and the vectors.
+        task_vectors: The base and the vectors; or a merge rule, such as those of
+            `mapjax.rules`, which is called with the coefficients. What a driver's
+            coefficients are for is what its evaluator was given.
         coefficients: One number per expert, in the order of `names`. Zeros give the
             base, a one at `i` gives expert `i` up to the rounding of its difference.
             With groups also one per expert and group, `[experts, groups]`, or the same in
@@ -186,6 +188,8 @@ def merge(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence) -> PyTr
     References:
         Ilharco et al., *Editing Models with Task Arithmetic*, ICLR 2023, arXiv 2212.04089.
     """
+    if not isinstance(task_vectors, TaskVectors):
+        return _by_rule(task_vectors, coefficients)
     return _merge(task_vectors, read_coefficients(task_vectors, coefficients))
 
 
@@ -235,6 +239,15 @@ def merge_leaves(
         for leaf, v in zip(leaves, vectors, strict=True)
     ]
     return _tree.rebuild(task_vectors.base, merged)
+
+
+def _by_rule(rule: Any, coefficients: Any) -> PyTree:
+    if not callable(rule):
+        raise ValueError(
+            f"`task_vectors` is a {type(rule).__name__}; pass `mapjax.TaskVectors` or a merge "
+            "rule, a function from coefficients to parameters."
+        )
+    return rule(jnp.asarray(coefficients))
 
 
 @eqx.filter_jit

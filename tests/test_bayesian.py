@@ -351,7 +351,7 @@ def test_a_second_run_compiles_no_acquisition_again():
     [
         ({"budget": 2}, "`budget` is 2, but the base and 2 experts alone take 3"),
         ({"acquisition": "best"}, "`acquisition` is 'best'; use 'hypervolume' or 'cells'"),
-        ({"batch_size": 0}, "`batch_size` is 0, but must be at least 1"),
+        ({"batch_size": 0}, "`batch_size` is 0, but must be an int of at least 1"),
         ({"tolerance": -0.1}, "`tolerance` is -0.1, but must be a share"),
         ({"tolerance": np.nan}, "`tolerance` is nan"),
         ({"verify": -1}, "`verify` is -1"),

@@ -249,3 +249,12 @@ def test_amounts_must_be_in_order():
 def test_bad_candidates_are_refused(candidates, message):
     with pytest.raises(ValueError, match=message):
         design.d_optimal(9, 2, candidates=candidates, key=KEY)
+
+
+def test_amounts_that_are_asked_for_are_kept_where_there_is_room():
+    for n, amounts in ((2, (0.8, 1.0)), (1, (0.5, 1.0))):
+        sums = design.mixture_amount(200, n, amounts=amounts, key=KEY).sum(axis=1)
+        assert amounts[0] <= sums.min() < sums.max() <= amounts[1]
+    # No room for more than a tenth each: filled to the far corner.
+    sums = design.mixture_amount(50, 2, bounds=(0, 0.1), amounts=(0.5, 1.0), key=KEY).sum(1)
+    assert (sums <= 0.2 + 1e-6).all()

@@ -355,3 +355,42 @@ def test_a_predict_that_fails_names_its_task():
     with pytest.raises(KeyError) as caught:
         mj.Evaluator(TV, [mj.Task("broken", lambda p, x: p["missing"], X, Y)])
     assert "task 'broken'" in " ".join(caught.value.__notes__)
+
+
+def test_values_of_examples_in_another_shape_are_refused_with_the_task():
+    column = mj.metrics.Metric(
+        lambda y, t: (y.argmax(-1) == t)[:, None] * 1.0, per_example=True
+    )
+    with pytest.raises(ValueError, match=r"shape \(50, 1\) for 50 examples") as caught:
+        mj.Evaluator(TV, [mj.Task("mine", predict, X, Y, column)])
+    assert "task 'mine'" in " ".join(caught.value.__notes__)
+
+
+def test_gradients_of_bfloat16_parameters_do_not_depend_on_the_batches():
+    x = np.ones((2000, 8), np.float32)
+    tv = jax.tree.map(lambda v: v.astype(jnp.bfloat16), TV)
+    task = mj.Task(
+        "sum", lambda p, x: (x @ p["w"])[:, 0], x, x[:, 0], mj.metrics.mean_squared_error
+    )
+    whole, parts = (
+        mj.Evaluator(tv, [task], batch_size=size).value_and_jacobian(C[:1])[1]
+        for size in (2000, 1)
+    )
+    np.testing.assert_allclose(parts, whole, rtol=0.02)
+
+
+def test_what_jax_cannot_compile_comes_with_a_hint():
+    for function, words in (
+        (lambda p, x: np.asarray(x) @ np.asarray(p["w"]), "write them in JAX"),
+        (lambda p, x: x if (p["w"] > 0).all() else -x, "write them in JAX"),
+    ):
+        with pytest.raises(jax.errors.JAXTypeError) as caught:
+            mj.Evaluator(TV, [mj.Task("a", function, X, Y)])
+        assert words in " ".join(caught.value.__notes__)
+
+
+def test_inputs_that_are_no_arrays_are_named():
+    with pytest.raises(ValueError, match="The inputs of task 'a' are no arrays"):
+        mj.Task("a", predict, iter(X), Y)
+    with pytest.raises(ValueError, match="The targets of task 'a' are no arrays"):
+        mj.Task("a", predict, X, ["cat"] * 50)

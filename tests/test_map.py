@@ -206,7 +206,7 @@ def test_a_tolerance_stops_before_the_budget_is_spent():
     [
         ({"surrogate": "outputs"}, "which a plain function of the coefficients does not"),
         ({"surrogate": "spline"}, "`surrogate` is 'spline'"),
-        ({"rounds": 0}, "`rounds` is 0, but must be at least 1"),
+        ({"rounds": 0}, "`rounds` is 0, but must be an int of at least 1"),
     ],
 )
 def test_a_surrogate_that_cannot_be_is_refused(options, message):
@@ -348,10 +348,10 @@ def test_a_second_run_compiles_nothing_new():
         ({"bounds": (1.0, 0.0)}, "every lower bound must be below its upper"),
         ({"bounds": (0.0, np.inf)}, "both finite"),
         ({"bounds": (np.zeros(3), np.ones(3))}, "two arrays of 2"),
-        ({"directions": "up"}, "`directions` says 'up'; choose from maximize, minimize"),
-        ({"directions": ["maximize", "down"]}, "`directions` says 'down'"),
+        ({"directions": "up"}, "`directions` is 'up'; choose from 'maximize', 'minimize'"),
+        ({"directions": ["maximize", "down"]}, "`directions` is 'down'"),
         ({"directions": ["maximize"]}, "There is 1 task"),
-        ({"link": "probit"}, "`link` says 'probit'; choose from identity, sigmoid"),
+        ({"link": "probit"}, "`link` is 'probit'; choose from 'identity', 'sigmoid'"),
         ({"design": "circle"}, "circle"),
         (
             {"key": 0},

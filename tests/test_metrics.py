@@ -192,3 +192,28 @@ def test_plain_functions_serve_as_metrics():
     metric = metrics.as_metric(worst)
     assert metric.direction == "maximize"
     np.testing.assert_allclose(metric(jnp.array([1.0, 4.0]), jnp.array([0.0, 0.0])), 4.0)
+
+
+def test_labels_that_are_no_class_give_nan_and_count_for_nothing_else():
+    labels = jnp.array(LABELS).at[0].set(-100)
+    for metric in (metrics.accuracy, metrics.cross_entropy):
+        each = np.asarray(metric.each(jnp.array(LOGITS), labels))
+        assert np.isnan(each).tolist() == [True] + [False] * 59
+        true = metric.each(jnp.array(LOGITS), jnp.array(LABELS))
+        np.testing.assert_allclose(each[1:], true[1:])
+        scores, binary = jnp.array(SCORES), jnp.array(BINARY)
+        assert np.isnan(metric(scores, 2 * binary - 1))  # -1 and 1 are not 0 and 1
+        assert np.isfinite(metric(scores, binary))
+
+
+@pytest.mark.parametrize("shape", [(60, 1), (60, 2), ()])
+def test_a_metric_per_example_gives_one_number_for_each(shape):
+    metric = metrics.Metric(lambda y, t: jnp.zeros(shape), per_example=True)
+    with pytest.raises(ValueError, match=r"for 60 examples, .* shape \(60,\)"):
+        metric(LOGITS, LABELS)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "cross_entropy", "mean_squared_error", "f1"])
+def test_outputs_that_are_no_array_are_named(name):
+    with pytest.raises(ValueError, match=r"returned a dict. .*metric.after"):
+        getattr(metrics, name)({"logits": jnp.array(LOGITS)}, jnp.array(LABELS))

@@ -308,7 +308,7 @@ def test_owners_say_whose_tasks_are_whose():
         (dict(pairing=["c0", "x"]), "names 'x', which is no expert"),
         (dict(pairing=["c0", ()]), "an empty group"),
         (dict(budget=10), "and 5 in each plane of two merges take at least 29 evaluations"),
-        (dict(budget=0), "`budget` is 0, but must be at least 1"),
+        (dict(budget=0), "`budget` is 0, but must be an int of at least 1"),
         (dict(verify=-1), "`verify` is -1"),
         (dict(num_coefficients=1), "a tree merges at least two"),
         (dict(key=0), "must be one typed key"),

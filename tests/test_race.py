@@ -170,3 +170,19 @@ def test_bad_input_says_what_to_do(changed, message):
     } | changed
     with pytest.raises(ValueError, match=message):
         race(**given)
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_a_task_that_is_seen_whole_does_not_hold_up_the_others(examples):
+    many = make_evaluator(examples=4 * E)
+    few = mj.Task(
+        "few", predict, many.tasks[1].inputs[:examples], many.tasks[1].targets[:examples]
+    )
+    evaluator, w = (
+        Evaluator(many.rule, [many.tasks[0], few], num_coefficients=N),
+        [[1.0, 0.0]],
+    )
+    c = candidates()
+    found = race(evaluator, c, w, key=jax.random.key(0), first=64)
+    assert found.share < 0.7
+    assert not lost(evaluator, c, np.array(w), found).any()

@@ -350,3 +350,27 @@ def test_tasks_must_be_as_many_as_said_and_more_than_one():
         Recorder(make_problem(scores_of, task_names=["a", "b", "c"]))(C)
     with pytest.raises(ValueError, match="There is 1 task"):
         Recorder(make_problem(lambda c: scores_of(c)[:, :1]))(C)
+
+
+def test_scores_of_code_that_was_changed_are_not_taken(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    tv = mj.TaskVectors.from_params(BASE, EXPERTS)
+
+    def record(sign, metric=mj.metrics.cross_entropy):
+        tasks = [
+            mj.Task(name, lambda p, x: sign * x @ p["w"], X, Y, metric) for name in "ab"
+        ]
+        return Recorder(describe_problem(mj.Evaluator(tv, tasks)), path)
+
+    record(1.0)(C)
+    again = record(1.0)
+    again(C)
+    assert again.num_new == 0
+    for changed in (record(-1.0), record(1.0, mj.metrics.Metric(_twice, "minimize"))):
+        with pytest.raises(ValueError, match=r"samples.jsonl, where .* was changed since"):
+            changed(C)
+    assert len(path.read_text().splitlines()) == 1 + len(C)
+
+
+def _twice(outputs, targets):
+    return 2 * mj.metrics.cross_entropy(outputs, targets)

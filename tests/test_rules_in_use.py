@@ -102,3 +102,10 @@ def test_rules_work_in_drivers(rule, two_tasks, key):
     if rule == "fisher_mean":
         _, jacobian = evaluator.value_and_jacobian([[0.5, 0.5], [1.0, 0.0]])
         assert np.isfinite(jacobian).all()
+
+
+def test_merge_takes_what_an_evaluator_takes():
+    rule, c = make("regmean_mean"), [0.2, 0.5, 0.3]
+    jax.tree.map(np.testing.assert_array_equal, mj.merge(rule, c), rule(jnp.array(c)))
+    with pytest.raises(ValueError, match="`task_vectors` is a dict; pass"):
+        mj.merge.__wrapped__({}, c)  # type: ignore[attr-defined]

@@ -1,9 +1,15 @@
 """What every driver goes through."""
 
+import re
+import subprocess
+import sys
+import warnings
+
 import jax
 import numpy as np
 import pytest
 
+import mapjax as mj
 from mapjax._run import Run
 
 KEY = jax.random.key(0)
@@ -31,3 +37,111 @@ def test_deviations_are_scaled_towards_the_errors_of_proposals():
     # What was added for the first ones is not taken for an error that is gone.
     run.evaluate_proposals(points)
     assert run.inflation == pytest.approx(np.sqrt((9 + 5) / 2))
+
+
+def test_infinite_scores_are_failures_in_what_is_verified_and_learned():
+    def evaluate(c):
+        scores = np.stack([1 - c.sum(axis=1), c.sum(axis=1)], axis=1)
+        return np.where(np.asarray(c)[:, :1] == 1.0, np.inf, scores)
+
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        solution = mj.map_front(
+            evaluate, num_coefficients=2, budget=12, verify=3, num_generations=20, key=KEY
+        )
+    assert solution.verified is not None
+    assert np.isfinite(solution.verified.scores).all()
+    run = Run(lambda c: np.full((len(c), 2), np.inf), num_coefficients=2, budget=9, key=KEY)
+    run.fitted = Wrong(run)
+    run.evaluate_proposals(np.array([[0.1, 0.2]], np.float32))
+    assert run.inflation == 1.0
+
+
+def test_a_message_names_the_tasks_that_it_is_about():
+    def evaluate(c, *columns):
+        return np.stack(
+            [np.full(len(c), x) if x is not None else c[:, 0] for x in columns], 1
+        )
+
+    for columns, words in (
+        ((None, np.nan), r"no finite score at all.* This is so for 'b'"),
+        ((None, 0.5), r"the same for every sample.* This is so for 'b'"),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            mj.map_front(
+                lambda c, columns=columns: evaluate(np.asarray(c), *columns),
+                num_coefficients=2,
+                task_names=["a", "b"],
+                budget=8,
+                num_generations=5,
+                throw=False,
+                key=KEY,
+            )
+        assert any(re.search(words, str(w.message)) for w in caught)
+
+
+def test_one_finite_score_is_not_a_constant_one():
+    def evaluate(c):
+        scores = np.stack([c[:, 0], c[:, 1]], axis=1)
+        return np.where(np.asarray(c).any(axis=1, keepdims=True), np.nan, scores)
+
+    with pytest.warns(UserWarning, match="fewer usable samples"):
+        solution = mj.map_front(
+            evaluate, num_coefficients=2, budget=8, num_generations=5, key=KEY
+        )
+    assert solution.result == mj.RESULTS.few_samples
+
+
+def test_the_whole_budget_is_spent_where_the_front_is_all_known():
+    def evaluate(c):  # the front is the base
+        return np.stack([-c.sum(axis=1), -(c**2).sum(axis=1)], axis=1)
+
+    solution = mj.map_front(
+        evaluate, num_coefficients=2, budget=20, num_generations=20, key=KEY
+    )
+    assert len(np.unique(solution.samples.coefficients, axis=0)) == 20
+
+
+def test_what_a_type_checker_would_find_is_refused_without_one():
+    """In a process of its own, as the tests check types before anything else does."""
+    code = """
+import jax, numpy as np, mapjax as mj
+
+def never(c):
+    raise AssertionError("evaluated")
+
+given = dict(num_coefficients=2, budget=12, key=jax.random.key(0))
+for wrong in (
+    lambda: mj.map_front(never, **(given | dict(budget=12.0))),
+    lambda: mj.map_front(never, verify=2.5, **given),
+    lambda: mj.map_front(never, num_points=1e2, **given),
+    lambda: mj.map_front(never, tolerance=-1.0, **given),
+    lambda: mj.metrics.Metric("accuracy"),
+    lambda: mj.metrics.Metric(never, direction="minimise"),
+    lambda: mj.metrics.Metric(never, bounds=None),
+    lambda: mj.Task("a", never, iter("ab"), [1]),
+):
+    try:
+        wrong()
+    except ValueError as error:
+        print(error)
+print(mj.Task(3, never, np.ones(1), np.ones(1)).name)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    wanted = [
+        "`budget` is 12.0, but must be an int of at least 1.",
+        "`verify` is 2.5, but must be an int of at least 0.",
+        "`num_points` is 100.0, but must be an int of at least 2.",
+        "`tolerance` is -1.0, but must be units of the scores from 0 up",
+        "`function` is 'accuracy', but must be a function",
+        "`direction` is 'minimise'; choose from 'maximize', 'minimize'.",
+        "`bounds` is None, but must be the lowest and the highest score",
+        "The inputs of task 'a' are no arrays of numbers",
+        "3",
+    ]
+    found = ran.stdout.splitlines()
+    assert len(found) == len(wanted)
+    for line, words in zip(found, wanted, strict=True):
+        assert line.startswith(words)

@@ -227,3 +227,11 @@ def test_predicting_at_another_number_of_coefficients_is_refused():
     for method in (fitted, fitted.std):
         with pytest.raises(ValueError, match=r"fitted to 3 coefficients. Pass an array"):
             method(jnp.zeros((5, N + 1)))
+
+
+def test_softplus_takes_a_task_whose_scores_are_all_at_the_bound():
+    c = points()
+    s = np.stack([np.zeros(K), (c**2).sum(axis=1)], axis=1)
+    fitted = fit_quadratic(c, s, link="softplus")
+    assert np.isfinite(fitted(c)).all()
+    np.testing.assert_allclose(fitted(c)[:, 0], 0, atol=1e-3)

@@ -9,7 +9,7 @@ import pytest
 
 import mapjax as mj
 from mapjax.surrogate import fit_outputs, fit_quadratic
-from mapjax.surrogate._fit_outputs import POWERS, growth_of_errors
+from mapjax.surrogate._errors import POWERS, growth_of_errors
 
 N, EXAMPLES, CLASSES = 3, 40, 4
 CORNERS = np.eye(N + 1, N, k=-1)
@@ -317,7 +317,7 @@ def test_it_is_differentiable_where_the_metric_is():
         ({"c": np.full((14, N), np.nan)}, "finite numbers"),
         ({"outputs": np.zeros((14, EXAMPLES), int)}, "only floating-point outputs"),
         ({"outputs": np.zeros((13, EXAMPLES, 2))}, "expected \\[14 samples, 40 examples"),
-        ({"outputs": np.full((14, EXAMPLES, 2), np.nan)}, "no sample without NaN"),
+        ({"outputs": np.full((14, EXAMPLES, 2), np.nan)}, "those of task 0 never are"),
         ({"degree": 3}, "`degree` is 3"),
         ({"ridge": -1.0}, "`ridge` is -1.0"),
         ({"ridge": "none"}, "`ridge` is 'none'"),
@@ -338,3 +338,44 @@ def test_another_number_of_coefficients_is_refused():
     surrogate = fit(CORNERS, logits(CORNERS))
     with pytest.raises(ValueError, match="fitted to 3 coefficients"):
         surrogate(np.zeros(2))
+
+
+def test_a_missing_score_says_nothing_of_other_merges_and_tasks():
+    c = sampled(24)
+    outputs = [logits(c, seed) for seed in (1, 5)]
+    labels = [LABELS, np.random.default_rng(6).integers(CLASSES, size=EXAMPLES)]
+    scores = np.stack([accuracies(o, y) for o, y in zip(outputs, labels, strict=True)], 1)
+    metrics = [mj.metrics.accuracy] * 2
+    whole = fit_outputs(c, outputs, labels, metrics, scores=scores)
+    for missing in (np.nan, np.inf):
+        some = scores.copy()
+        some[9, 0] = missing
+        found = fit_outputs(c, outputs, labels, metrics, scores=some)
+        np.testing.assert_array_equal(found.ridge, whole.ridge)
+        np.testing.assert_allclose(found.r2[1], whole.r2[1])
+        np.testing.assert_allclose(found.loo_r2, whole.loo_r2, atol=0.05)
+        np.testing.assert_allclose(found.noise, whole.noise, rtol=0.3)
+        np.testing.assert_allclose(found(c), whole(c), atol=1e-6)
+    some[:, 0] = np.nan
+    never = fit_outputs(c, outputs, labels, metrics, scores=some)
+    assert np.isnan([never.r2[0], never.loo_r2[0], never.noise[0]]).all()
+    assert np.isfinite([never.r2[1], never.loo_r2[1], never.noise[1]]).all()
+
+
+def test_logits_that_are_masked_in_every_merge_stay_masked():
+    c = sampled(14)
+    outputs = logits(c)
+    masked = np.concatenate([outputs, np.full((14, EXAMPLES, 1), -np.inf)], axis=-1)
+    points = np.random.default_rng(3).random((8, N)) * 0.6
+    for metric in (mj.metrics.accuracy, mj.metrics.cross_entropy):
+        found, plain = (fit(c, o, metric=metric) for o in (masked, outputs))
+        np.testing.assert_allclose(found(points), plain(points), rtol=1e-5)
+
+
+def test_far_from_the_base_single_precision_is_enough():
+    """A series without end of products of 16 to 40 has lost all digits in float32."""
+    c = 4 * sampled(9)
+    outputs = logits(c)
+    found = fit(c, outputs)
+    np.testing.assert_allclose(np.ravel(found(c)), accuracies(outputs), atol=0.15)
+    assert np.isfinite(found.std(c)).all()

@@ -95,7 +95,8 @@ def nested_front(
         verify: How many points, spread over the front, to evaluate on top of the budget.
         task_names: Names for the tasks of a function.
         save_to: A file to which every sample is appended as it arrives. A run that finds
-            it goes on from there and evaluates nothing twice.
+            it goes on from there and evaluates nothing twice, but for one merge, by an
+            `Evaluator`, to see that its scores are still the same.
         throw: Raise an error if no front can be made; otherwise say so in `result`.
         progress: True or False to insist on a progress bar or on none.
 
@@ -265,7 +266,7 @@ def _num_evaluations(n: int, num_preferences: int) -> int:
 
 def _set_front(run: Run, tree: Tree, rows: np.ndarray, by_outputs: bool) -> None:
     """Predict the scores of merges and keep those that none dominates."""
-    dtype = np.asarray(run.box[0]).dtype
+    dtype = np.asarray(run.domain.box[0]).dtype
     rows, index = np.unique(rows.astype(dtype), axis=0, return_index=True)
     if by_outputs:
         run.predict(rows)

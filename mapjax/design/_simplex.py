@@ -187,7 +187,9 @@ def mixture_amount(
     origin = nearest_to_base(lower, upper)
     # A box that is smaller than the amounts is filled to its far corner.
     room = np.sum(upper - origin)
-    least, most = min(least, room / 4), min(most, room)
+    if amounts is None or least >= room:
+        least = min(least, room / 4)
+    most = min(most, room)
     rng = generator(key)
     proportions = rng.dirichlet(np.ones(num_coefficients), num_points)
     amount = rng.uniform(least, most, (num_points, 1))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from mapjax._progress import progress_bar
 from mapjax._types import ArrayLike, Direction
 from mapjax.evaluation._fingerprint import fingerprints
-from mapjax.evaluation._inputs import as_rule, as_tasks, place
+from mapjax.evaluation._inputs import as_rule, as_tasks, hint, place
 from mapjax.evaluation._program import Kind, Program, evaluate, free_memory
 from mapjax.evaluation._task import Task
 from mapjax.task_vectors import TaskVectors
@@ -265,7 +265,8 @@ class Evaluator:
             try:
                 score = eqx.filter_eval_shape(Task.score, task, params, size)
             except Exception as error:
-                error.add_note(f"This happened in task {task.name!r} of the evaluator.")
+                where = f"This happened in task {task.name!r} of the evaluator."
+                error.add_note(where + hint(error))
                 raise
             if jax.tree.leaves(score) != [score] or score.shape != ():
                 raise ValueError(

@@ -67,6 +67,24 @@ def as_rule(rule: Any, num_coefficients: int | None) -> tuple[Any, int]:
     return rule, num_coefficients
 
 
+def hint(error: Exception) -> str:
+    """Say what usually makes JAX raise an error in `predict` or in a metric."""
+    name = type(error).__name__
+    if name in ("TracerArrayConversionError", "TracerBoolConversionError"):
+        return (
+            " `predict` and metrics are compiled: write them in JAX, with `jax.numpy` for "
+            "NumPy. What cannot be written so goes into a function from coefficients to "
+            "scores, which drivers take in place of an evaluator."
+        )
+    if name == "TraceContextError":
+        return (
+            " A module of flax NNX cannot change while it is evaluated: call `model.eval()` "
+            "before, for BatchNorm and Dropout, and leave out `nnx.jit`, as the evaluator "
+            "compiles by itself."
+        )
+    return ""
+
+
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
     """Copy arrays to every device of the mesh, but for those sharded on it already."""
     everywhere = NamedSharding(mesh, PartitionSpec())

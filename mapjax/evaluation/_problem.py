@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from mapjax._types import Direction
+from mapjax._checks import check_choice
+from mapjax._types import DIRECTIONS, Direction
 from mapjax.evaluation._evaluator import Evaluator
 from mapjax.surrogate import check_bounds, check_ridge
 
@@ -107,7 +108,7 @@ def describe_problem(
     """
     check_ridge(ridge)
     _check_names(task_names)
-    _check_choices("directions", directions, ("maximize", "minimize"))
+    _check_choices("directions", directions, DIRECTIONS)
     _check_choices("link", link, ("identity", "sigmoid", "softplus"))
     if isinstance(evaluate, Evaluator):
         given = {
@@ -129,7 +130,7 @@ def describe_problem(
             task_names=evaluate.task_names,
             directions=evaluate.directions,
             link=link or tuple(_link_for(b) for b in limits),
-            link_bounds=link_bounds or _ends(limits),
+            link_bounds=_ends(limits) if link_bounds is None else tuple(link_bounds),
             num_examples=tuple(task.num_examples for task in evaluate.tasks),
             bounds=evaluate.bounds,
             design=evaluate.design,
@@ -153,7 +154,7 @@ def describe_problem(
         task_names=None,
         directions=directions or "maximize",
         link=link or "identity",
-        link_bounds=link_bounds,
+        link_bounds=None if link_bounds is None else tuple(link_bounds),
         num_examples=None,
     )
     counts = [
@@ -182,8 +183,7 @@ def _for_each(value: Any, count: int) -> Any:
 
 def _check_choices(name: str, value: str | Sequence[str] | None, choices: tuple) -> None:
     for one in [value] if isinstance(value, str) else value or ():
-        if one not in choices:
-            raise ValueError(f"`{name}` says {one!r}; choose from {', '.join(choices)}.")
+        check_choice(name, one, choices)
 
 
 def _check_names(names: Any) -> None:
@@ -209,7 +209,7 @@ def _check_link_bounds(links: tuple[str, ...], bounds: tuple[Any, Any] | None) -
 
 def _arrays(bounds: tuple[Any, Any] | None) -> list[Any]:
     """List the ends of bounds that are given task by task."""
-    return [end for end in bounds or () if np.ndim(end)]
+    return [end for end in (() if bounds is None else bounds) if np.ndim(end)]
 
 
 def _ends(limits: list[tuple[float | None, float | None]]) -> tuple[list, list]:

@@ -1,6 +1,7 @@
 """The program that an evaluation compiles to, and the memory that it takes."""
 
 import os
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -58,7 +59,8 @@ def evaluate(
 
     def scores(x: Array) -> Array:
         params = rule(x)
-        return jnp.stack([task.score(params, batch_size) for task in tasks])
+        each = [task.score(params, batch_size) for task in tasks]
+        return jnp.stack(each).astype(x.dtype)
 
     def outputs(x: Array) -> dict[str, PyTree]:
         params = rule(x)
@@ -91,4 +93,14 @@ def free_memory() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
+    return host_memory()
+
+
+def host_memory() -> int:
+    """Read how much memory programs can still have, in bytes."""
+    found = Path("/proc/meminfo")
+    if found.exists():  # on Linux, where a file that was read fills what is free
+        lines = dict(line.split(":", 1) for line in found.read_text().splitlines())
+        if "MemAvailable" in lines:
+            return 1024 * int(lines["MemAvailable"].split()[0])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

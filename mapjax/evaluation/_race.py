@@ -144,7 +144,8 @@ def race(
         # Sampling without replacement: nothing is left to err by once all are seen.
         left = 1 - size / counts
         deviations = [x**0.5 * d for x, (_, d, _) in zip(left, estimates, strict=True)]
-        freedom = min(f for _, _, f in estimates)
+        # Of tasks whose examples have all been seen there is nothing left to be unsure of.
+        freedom = min(f for x, (_, _, f) in zip(left, estimates, strict=True) if x > 0)
         error = (1 - confidence) / (max(1, len(alive) - 1) * (len(sizes) - 1))
         limit = float(stdtrit(freedom, 1 - error))
         slack = tolerance / (len(sizes) - 1)
@@ -255,7 +256,7 @@ def _part(task: Task, rows: np.ndarray) -> Task:
 
     def values(params: PyTree, examples: Any) -> Array:
         x, y = examples
-        return metric.function(predict(params, x), y)
+        return metric.each(predict(params, x), y)
 
     return Task(task.name, values, (inputs, targets), targets, _mean)
 

@@ -21,6 +21,8 @@ from mapjax.evaluation._program import Kind
 
 _FORMAT = "mapjax samples 2"
 _SECONDS_PER_CALL = 0.5
+_SAME = 0.01
+"""Relative difference of scores that another device or batch size may make."""
 
 
 class Recorder:
@@ -35,6 +37,9 @@ class Recorder:
     one that goes on: they are taken as they are asked for, so that the run repeats itself
     exactly. All lines before them were paid for by others: they are samples from the
     start.
+
+    The last merge of a file is evaluated once more, if by an `Evaluator`: where its scores
+    are others, the code was changed, and nothing in the file can be taken.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Recorder:
             self.shapes = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
         self._outputs: dict[bytes, list[np.ndarray]] = {}
         self._known: dict[bytes, np.ndarray] = {}
+        self._to_check: list[bytes] = []
         self._asked: dict[bytes, None] = {}
         self._dtype = np.dtype(jnp.zeros(()).dtype)
         if self.path is not None:
@@ -127,8 +133,11 @@ class Recorder:
         saved one by one and fast ones cost no overhead.
 
         Raises:
-            ValueError: If the scores do not have the shape `[candidates, tasks]`.
+            ValueError: If the scores do not have the shape `[candidates, tasks]`, or what a
+                file holds is no longer what is measured.
         """
+        if self._to_check:
+            self._check_unchanged(self._to_check.pop())
         rows = np.ascontiguousarray(coefficients, self._dtype)
         keys = [row.tobytes() for row in rows]
         first = {key: row for key, row in zip(keys, rows, strict=True)}
@@ -151,6 +160,17 @@ class Recorder:
                 grow = min(8.0, _SECONDS_PER_CALL / max(seconds, 1e-9))
                 size = max(grain, int(size * grow) // grain * grain)
         return jnp.asarray(np.stack([self._known[key] for key in keys]))
+
+    def _check_unchanged(self, key: bytes) -> None:
+        """Evaluate a merge of the file again: of code there is no fingerprint."""
+        row = np.frombuffer(key, self._dtype)
+        then, now = self._known[key], self._scores(row[None])[0][0]
+        if not np.allclose(then, now, rtol=_SAME, atol=1e-6, equal_nan=True):
+            raise ValueError(
+                f"`save_to` names {self.path}, where coefficients {row.tolist()} scored "
+                f"{then.tolist()}, but now they score {now.tolist()}: `predict`, a metric or "
+                "what one of them holds was changed since. Pass a new path or delete the file."
+            )
 
     def _has(self, key: bytes) -> bool:
         if key not in self._known or self.shapes is None:
@@ -278,6 +298,8 @@ class Recorder:
                 ) from error
             self._known[row.tobytes()] = score
             runs.append((row.tobytes(), sample.get("run")))
+        if isinstance(self.problem.evaluate, Evaluator):
+            self._to_check = [key for key, _ in runs[-1:]]
         while runs and runs[-1][1] == self.run:
             runs.pop()
         if self.run is not None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from mapjax import metrics
-from mapjax._types import Direction
+from mapjax._types import DIRECTIONS, Direction, wide, widened
 
 
 class Task(eqx.Module):
@@ -59,16 +59,16 @@ class Task(eqx.Module):
             ValueError: If there are no examples, their numbers differ, the direction is
                 unknown, or the metric is no function.
         """
-        if direction not in (None, "maximize", "minimize"):
+        if direction not in (None, *DIRECTIONS):
             raise ValueError(
                 f"Task {name!r} has direction {direction!r}; use 'maximize' or 'minimize'."
             )
-        self.name = name
+        self.name = str(name)
         self.predict = predict
-        self.inputs = jax.tree.map(jnp.asarray, inputs)
-        self.targets = jax.tree.map(jnp.asarray, targets)
+        self.inputs = _arrays(inputs, f"The inputs of task {name!r}")
+        self.targets = _arrays(targets, f"The targets of task {name!r}")
         self.metric = metrics.as_metric(metric)
-        self.direction = direction or self.metric.direction
+        self.direction = self.metric.direction if direction is None else direction
         counts = {
             f"{field}{jax.tree_util.keystr(path)}": len(x) if jnp.ndim(x) else None
             for field in ("inputs", "targets")
@@ -81,7 +81,7 @@ class Task(eqx.Module):
         ):
             raise ValueError(
                 f"Task {name!r} needs as many inputs as targets, at least one, along the "
-                f"first axis of every array; got {counts}."
+                f"first axis of every array; got {counts}. Join what comes in batches."
             )
 
     @property
@@ -119,13 +119,16 @@ class Task(eqx.Module):
         targets, _ = _batches(self.targets, batch_size)
 
         def add(total: PyTree, batch: Any) -> tuple[PyTree, None]:
-            return jax.tree.map(
-                jnp.add, total, value_and_gradient(smooth, lambda p: self._sum(p, *batch))
-            ), None
+            found = value_and_gradient(smooth, lambda p: self._sum(p, *batch))
+            return jax.tree.map(jnp.add, total, jax.tree.map(widened, found)), None
 
-        start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, smooth)
-        total, _ = jax.lax.scan(add, start, (inputs, targets, mask))
-        return jax.tree.map(lambda x: x / self.num_examples, total)
+        # In float32 at least: a sum in bfloat16 stops growing after some hundred terms.
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x.dtype)), smooth)
+        start = jnp.zeros(()), zeros
+        (score, gradient), _ = jax.lax.scan(add, start, (inputs, targets, mask))
+        n = self.num_examples
+        mean = jax.tree.map(lambda g, x: (g / n).astype(x.dtype), gradient, smooth)
+        return score / n, mean
 
     def outputs(self, params: PyTree, batch_size: int) -> PyTree:
         """Predict every example: what the metric sees."""
@@ -136,9 +139,19 @@ class Task(eqx.Module):
         )
 
     def _sum(self, params: PyTree, inputs: PyTree, targets: PyTree, real: Array) -> Array:
-        values = self.metric.function(self.predict(params, inputs), targets)
+        values = self.metric.each(self.predict(params, inputs), targets)
         # `where`, not a product: padding that gives NaN must not count.
         return jnp.sum(jnp.where(real, values, 0))
+
+
+def _arrays(tree: PyTree, what: str) -> PyTree:
+    try:
+        return jax.tree.map(jnp.asarray, tree)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{what} are no arrays of numbers ({error}). Pass arrays `[examples, ...]` or a "
+            "pytree of them: read what a generator gives, and number what has names."
+        ) from error
 
 
 def _batches(tree: PyTree, batch_size: int) -> tuple[PyTree, Array]:

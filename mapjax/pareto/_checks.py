@@ -122,16 +122,6 @@ def as_preference(preference: Any, num_objectives: int) -> Float[Array, " object
     return weights
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Refuse what is not an int of at least `least`.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"`{name}` is {value!r}, but must be an int of at least {least}.")
-
-
 def check_pickable(scores: Float[Array, "points objectives"]) -> None:
     """Refuse points of which none can be picked, where their values are known.
 

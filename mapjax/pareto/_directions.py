@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._checks import check_count
 from mapjax._keys import check_key
-from mapjax.pareto._checks import check_count
 
 _MOST = 10_000_000
 """Numbers a lattice may hold: a typo in `partitions` should not fill the memory."""

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mapjax._checks import check_count
 from mapjax._sizes import USUAL_POINTS, room_for
 from mapjax._types import ArrayLike
-from mapjax.pareto._checks import as_points, check_count
+from mapjax.pareto._checks import as_points
 
 
 def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:

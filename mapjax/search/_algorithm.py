@@ -12,8 +12,9 @@ from evosax.types import State as BaseState
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from mapjax._checks import check_count
 from mapjax._types import PRNGKey
-from mapjax.search._checks import check_count, check_num_objectives, check_shape
+from mapjax.search._checks import check_num_objectives, check_shape
 
 _LARGEST_ROOT = np.floor(np.sqrt(np.iinfo(np.int32).max))
 """Up to here the square of a number of coefficients is an int32."""

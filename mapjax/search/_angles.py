@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import betainc, betaincinv
 
+from mapjax._checks import check_count
 from mapjax._keys import generator
 from mapjax._types import ArrayLike
-from mapjax.search._checks import check_count
 
 _TEMPERATURE = 0.07
 _RADII = (0.2, 0.8)

@@ -9,16 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Refuse anything but an int of at least `least`.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ValueError(f"`{name}` is {value!r}, but must be an int of at least {least}.")
+from mapjax._checks import check_count
 
 
 def check_num_objectives(num_objectives: Any) -> None:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mapjax._checks import check_count
 from mapjax._keys import check_key
 from mapjax._types import ArrayLike, PRNGKey
-from mapjax.search._checks import check_count
 
 _SMALLEST = 1e-6
 """A ray this flat along an objective does not ask for any of it."""

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mapjax._checks import check_count
 from mapjax._result import Front
 from mapjax._sizes import padded
 from mapjax._types import ArrayLike
 from mapjax.pareto import non_dominated
 from mapjax.search._checks import (
-    check_count,
     evaluate_all,
     read_bounds,
     read_directions,

@@ -12,24 +12,21 @@ from jaxtyping import Array, Float, PyTree
 
 from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
-from mapjax.surrogate._kernel import Gram, make_gram
+from mapjax.surrogate._errors import POWERS, best_blend, explained, growth_of_errors, losses
+from mapjax.surrogate._kernel import make_gram
 from mapjax.surrogate._mixtures import Metric, Rows, make_rows
 from mapjax.surrogate._output_surrogate import OutputSurrogate
 from mapjax.surrogate._quadratic import Quadratic
 
 DEGREES = (math.inf, 2, 1)
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-DEFAULT = (math.inf, 1e-3)
-"""Degree and penalty where there is nothing to choose them by."""
 
 _LEAST_BLEND = 0.02
-_LEAST_JUDGES = 5
-POWERS = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Of the outputs' deviation, that errors of scores may grow with."""
-_FARTHEST = 5.0
-"""Squared length of coefficients up to which all degrees of a series are of use."""
-_EVIDENCE = 2.0
-"""Differences of log-likelihoods below it say nothing."""
+_FARTHEST, _TOO_FAR = 5.0, 9.0
+"""Squared lengths of coefficients: up to the first all degrees of a series are of use, and
+from the second on their sum has lost more digits in single precision than errors allow."""
+_MASKED = 1e9
+"""In the place of infinity: beside it, a softmax in float32 gives nothing to others."""
 BLOCK = 2**14
 """Outputs of one merge that are predicted at once."""
 _SETS = 64
@@ -65,10 +62,12 @@ def fit_outputs(
         coefficients: One evaluated merge per row, `[samples, coefficients]`, in units of
             the task vectors.
         outputs: For each task, arrays `[samples, examples, ...]` or a pytree of them:
-            what the metric sees. A sample with a NaN or infinite output is left out.
+            what the metric sees. A sample with a NaN or infinite output is left out, but
+            what is infinite in every sample, as masked logits are, counts as a mask.
         targets: For each task, arrays `[examples, ...]`.
         metrics: For each task, what scores its outputs.
         scores: What was measured, `[samples, tasks]`; computed from the outputs if None.
+            NaN and infinite ones are left out, each for its own task alone.
         degree: Of the Taylor series in the coefficients: 1, 2, infinity (terms weighted
             by one over the factorial of their degree), or "auto".
         ridge: Penalty on the squared coefficients of the series, added to the sum of
@@ -110,10 +109,18 @@ def fit_outputs(
         Pretraining-Finetuning Paradigm*, ICML 2024, arXiv 2402.03660.
     """
     c = _check(coefficients, outputs, targets, metrics, degree, ridge)
-    finite = [_finite_rows(x) for x in jax.tree.leaves(list(outputs))]
+    outputs = [jax.tree.map(_settle, tree) for tree in outputs]
+    finite = [
+        np.all([_finite_rows(x) for x in jax.tree.leaves(tree)], axis=0) for tree in outputs
+    ]
     usable = np.flatnonzero(np.all(finite, axis=0))
     if not usable.size:
-        raise ValueError("`outputs` has no sample without NaN or infinite values.")
+        never = [t for t, rows in enumerate(finite) if not rows.any()]
+        raise ValueError(
+            "No sample has outputs without NaN or infinite values"
+            + (f": those of task {never[0]} never are" if never else "")
+            + ". Look for what makes them, or use surrogate='quadratic'."
+        )
     c, count = c[usable], len(usable)
     experts = num_experts or c.shape[1]
     unit = experts / c.shape[1]
@@ -128,10 +135,13 @@ def fit_outputs(
         if scores is None
         else np.asarray(scores, np.float64)[usable]
     )
+    measured = np.where(np.isfinite(measured), measured, np.nan)
 
+    farthest = unit * np.sum(c**2, axis=1).max()
+    degrees = _choices(degree, DEGREES if farthest < _TOO_FAR else DEGREES[1:])
     options = [
         (gram, penalty)
-        for gram in (make_gram(c, unit, d) for d in _choices(degree, DEGREES))
+        for gram in (make_gram(c, unit, d) for d in degrees)
         for penalty in _choices(ridge, PENALTIES)
     ]
     smoothers = np.stack([each.left_out(penalty) for each, penalty in options])
@@ -140,22 +150,21 @@ def fit_outputs(
     others = np.flatnonzero(~_is_known(c, experts))
     weights = np.ones(len(finite[0])) if importance is None else np.asarray(importance)
     seen = weights[usable][others]
-    loss = _losses(options, predicted[:, others], measured[others], seen)
+    loss = losses(options, predicted[:, others], measured[others], seen)
     best = int(np.argmin(loss))
     chosen, penalty = options[best]
     # A series that ends early is sure of what it leaves out, so that one of the highest
     # degree tells how far any is off; but far from the base, one without end explodes.
-    far = unit * np.sum(c**2, axis=1).max() > _FARTHEST
-    degrees = [gram.degree for gram, _ in options]
+    far = farthest > _FARTHEST
     highest = max((d for d in degrees if not (far and math.isinf(d))), default=math.inf)
-    widest = np.asarray(degrees) == highest
+    widest = np.asarray([gram.degree == highest for gram, _ in options])
     doubt, its_penalty = options[int(np.argmin(np.where(widest, loss, np.inf)))]
     looked_at, blend = predicted[best], np.zeros(len(rows))
     hat = chosen.hat(penalty)
     fitted = _scores(rows, hat, dtype)
     if scalar is not None and len(others) > 2 and count >= num_unknowns:
         theirs = np.asarray(scalar.left_out, np.float64)[usable]
-        blend = _blend(looked_at[others], theirs[others], measured[others])
+        blend = best_blend(looked_at[others], theirs[others], measured[others])
     if scalar is None or blend.max() < _LEAST_BLEND:
         blend = np.zeros(len(rows))
     else:
@@ -197,75 +206,11 @@ def fit_outputs(
         scalar=jax.tree.map(lambda x: jax.device_put(np.nan_to_num(x)), scalar),
         left_out=on_device(kept),
         ridge=per_task(penalty),
-        r2=per_task(_explained(measured, fitted)),
-        loo_r2=per_task(_explained(measured[others], looked_at[others])),
+        r2=per_task(explained(measured, fitted)),
+        loo_r2=per_task(explained(measured[others], looked_at[others])),
         rank=jax.device_put(np.full(len(rows), chosen.rank, np.int32)),
         condition_number=per_task(np.sqrt(values.max() / values.min())),
     )
-
-
-def _losses(
-    options: list[tuple[Gram, float]],
-    predicted: np.ndarray,
-    measured: np.ndarray,
-    weights: np.ndarray,
-) -> np.ndarray:
-    """Give the mean squared errors of each option for samples that it was not shown.
-
-    With too few of them, all options but the default are infinitely bad.
-    """
-    if len(measured) < _LEAST_JUDGES or not weights.any():
-        names = [(gram.degree, penalty) for gram, penalty in options]
-        taken = names.index(DEFAULT) if DEFAULT in names else 0
-        return np.where(np.arange(len(names)) == taken, 0.0, np.inf)
-    spread = measured.var(axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
-    errors = np.mean((predicted - measured) ** 2 / scale, axis=2)
-    total = np.average(errors, axis=1, weights=weights)
-    return np.where(np.isnan(total), np.inf, total)
-
-
-def growth_of_errors(
-    squares: np.ndarray, variance: np.ndarray, powers: tuple[float, ...]
-) -> tuple[np.ndarray, float]:
-    """Say how errors of scores grow with the variance of the outputs.
-
-    Args:
-        squares: Squared errors `[samples, tasks]` of scores.
-        variance: Of the outputs of each sample.
-        powers: To choose from, the highest first.
-
-    Returns:
-        The deviation of each task at a variance of one, and the power of the outputs'
-        deviation that it grows with: the highest that the errors, if they are normal, do
-        not speak against. The front is less certain than the samples, and a lower power
-        would say that this does not matter.
-    """
-    grown = variance ** np.asarray(powers)[:, None]
-    scale = np.mean(squares / grown[..., None], axis=1)
-    seen = (scale > 0).all(axis=0)
-    width = np.log(scale[:, seen]).mean(axis=1) if seen.any() else np.zeros(len(powers))
-    # Minus the log-likelihood of each power; errors of one merge count as one.
-    loss = 0.5 * len(squares) * (width + np.log(grown).mean(axis=1))
-    best = int(np.argmax(loss <= loss.min() + _EVIDENCE))
-    return np.sqrt(scale[best]), powers[best]
-
-
-def _blend(ours: np.ndarray, theirs: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Give the share of the other prediction that leaves the least squared error."""
-    defined = np.isfinite(theirs).all(axis=0)
-    step = np.where(defined, theirs - ours, 0.0)
-    length = np.sum(step**2, axis=0)
-    share = np.sum(step * (measured - ours), axis=0) / np.where(length > 0, length, 1.0)
-    return np.clip(share, 0.0, 1.0)
-
-
-def _explained(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray | float:
-    if len(measured) < 2:
-        return np.nan
-    total = np.sum((measured - measured.mean(axis=0)) ** 2, axis=0)
-    error = np.sum((measured - predicted) ** 2, axis=0)
-    return np.where(total > 0, 1 - error / np.where(total > 0, total, 1.0), 1.0)
 
 
 def _is_known(c: np.ndarray, num_experts: int) -> np.ndarray:
@@ -277,6 +222,13 @@ def _is_known(c: np.ndarray, num_experts: int) -> np.ndarray:
 
 def _choices(given: Any, all_of_them: tuple) -> tuple:
     return all_of_them if given == "auto" else (given,)
+
+
+def _settle(x: ArrayLike) -> ArrayLike:
+    """Give a number to outputs that are infinite in every sample, as masked logits are."""
+    values = np.asarray(x)
+    always = np.isinf(values).all(axis=0)
+    return np.where(always, np.sign(values) * _MASKED, values) if always.any() else x
 
 
 def _finite_rows(x: ArrayLike) -> np.ndarray:

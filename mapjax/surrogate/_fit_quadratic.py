@@ -66,8 +66,8 @@ def fit_quadratic(
             Sigmoid reads both (default 0 and 1), softplus the lower one (default 0),
             identity none; an end that does not exist is None or infinite.
         num_examples: How many examples are behind a score of each task. Sigmoid links
-            keep scores half a count, $1/(2n)$, away from the bounds; without it, $10^{-4}$
-            of their width.
+            keep scores half a count, $1/(2n)$, away from the bounds, softplus links that
+            share of the largest score above theirs; without it, $10^{-4}$.
         weights: Non-negative weights `[samples]` or `[samples, tasks]`; zero leaves out.
         ridge: Penalty $\lambda$ on the squared slopes of standardised features, added to
             the mean squared residual; never on the constant, and 50 times as heavy on

@@ -29,6 +29,10 @@ class Link(NamedTuple):
     clip: Callable[[Array, Array], Array]
 
 
+def _positive(x: Array) -> Array:
+    return jnp.where(x > 0, x, 1.0)
+
+
 LINKS = {
     "identity": Link(
         forward=lambda x: x,
@@ -49,7 +53,7 @@ LINKS = {
         inverse=lambda u: u + jnp.log(-jnp.expm1(-u)),
         slope=lambda u: -jnp.expm1(-u),
         variance=jnp.ones_like,
-        clip=lambda u, margin: jnp.maximum(u, margin * jnp.max(u, axis=0)),
+        clip=lambda u, margin: jnp.maximum(u, margin * _positive(jnp.max(u, axis=0))),
     ),
 }
 """Every link by its name."""

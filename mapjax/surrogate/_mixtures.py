@@ -1,6 +1,5 @@
 """Scores of weighted sums of outputs: what turns predicted outputs into scores."""
 
-from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -14,12 +13,11 @@ class Metric(Protocol):
     """What is read of a metric; `mapjax.metrics.Metric` has it."""
 
     @property
-    def function(self) -> Callable[..., Any]: ...
-    @property
     def per_example(self) -> bool: ...
     @property
     def differentiable(self) -> bool: ...
     def __call__(self, outputs: Any, targets: Any) -> Array: ...
+    def each(self, outputs: Any, targets: Any) -> Array: ...
 
 
 class Rows(eqx.Module):
@@ -51,7 +49,7 @@ class Rows(eqx.Module):
 
         def add(total: Array, block: Any) -> tuple[Array, None]:
             outputs, targets, mask = block
-            values = self.metric.function(mixed(outputs), targets)
+            values = self.metric.each(mixed(outputs), targets)
             return total + jnp.sum(jnp.where(mask, values, 0)).astype(total.dtype), None
 
         blocks = (self.outputs, self.targets, self.mask)
