@@ -204,8 +204,9 @@ class Solution(eqx.Module):
         signs = minimising_signs(self.directions)
         front = self._front(verified)
         if reference is None:
-            rows = [row for name, _, row in self._references() if name != "uniform merge"]
-            known = len(rows) >= len(self.expert_names)
+            named = self.references()
+            rows = [row for name, row in named.items() if name != "uniform"]
+            known = len(named.keys() - {"base", "uniform"}) == len(self.expert_names)
             found = np.asarray(self.samples.scores)[rows if known else slice(None)] * signs
             worst = found.max(axis=0, initial=-np.inf, where=np.isfinite(found))
             if not np.isfinite(worst).all():
@@ -310,7 +311,10 @@ class Solution(eqx.Module):
         return read_solution(path, cls)
 
     def references(self) -> dict[str, int]:
-        """Say which rows of `samples` are the base, each expert and the uniform merge."""
+        """Say which rows of `samples` are the "base", each expert and the "uniform" merge.
+
+        An expert that is called so itself is "expert base" or "expert uniform".
+        """
         return {name: row for _, name, row in self._references()}
 
     def _references(self) -> list[tuple[str, str, int]]:
@@ -319,7 +323,8 @@ class Solution(eqx.Module):
         base, *rows = self._corners()
         each = [("base", "base", base)]
         for name, row in zip(names, rows, strict=True):
-            each.append((f"expert {name}", name, row))
+            label = f"expert {name}"
+            each.append((label, label if name in ("base", "uniform") else name, row))
         each.append(("uniform merge", "uniform", np.full(len(base), 1 / len(names))))
         found = [(label, name, self._row(c)) for label, name, c in each]
         return [(label, name, row) for label, name, row in found if row is not None]

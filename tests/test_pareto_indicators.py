@@ -193,3 +193,15 @@ def test_wrong_sets_are_refused(indicator, names):
 def test_wrong_points_have_no_spacing():
     with pytest.raises(ValueError, match=r"`scores` has shape \(4,\)"):
         pareto.spacing(np.zeros(4))
+
+
+def test_shares_of_many_pairs_are_counted_in_more_than_half_precision():
+    random = np.random.default_rng(0)
+    a, b = (random.integers(0, 500, (300, 2)).astype(np.float16) for _ in range(2))
+    wins = (a[:, None] < b).mean(axis=(0, 1))
+    np.testing.assert_allclose(pareto.win_rate(a, b), wins, rtol=2e-3)
+
+
+def test_draws_of_integers_have_shares_that_are_none():
+    draws = np.array([[[0, 1], [1, 2]], [[0, 1], [1, 0]]])
+    assert pareto.probability_non_dominated(draws).tolist() == [1.0, 0.5]

@@ -6,6 +6,9 @@ from matplotlib.figure import Figure
 from plot_tools import failed_solution, make_solution, plot, png
 
 from mapjax import RESULTS
+from mapjax._result import Samples
+from mapjax.design import to_simplex
+from mapjax.plot._figure import references
 
 
 @pytest.mark.parametrize(
@@ -93,3 +96,56 @@ def test_fronts_need_names():
     fronts = plot.fronts.__wrapped__  # the type checks of tests would be first
     with pytest.raises(ValueError, match=r"is a list: pass `{name: solution, \.\.\.}`"):
         fronts([make_solution(2)])
+
+
+def test_fronts_of_opposite_directions_share_no_axis():
+    up, down = (make_solution(2, directions=(way, way)) for way in ("maximize", "minimize"))
+    with pytest.raises(ValueError, match=r"'b' has the directions .* one axis cannot"):
+        plot.fronts({"a": up, "b": down})
+
+
+def test_references_are_told_from_experts_of_their_names():
+    solution = make_solution(2, coefficient_names=("base", "uniform"))
+    found = [(label, row) for _, label, row, _ in references(solution)]
+    rows = [("base", 0), ("uniform merge", 3), ("expert base", 1), ("expert uniform", 2)]
+    assert found == rows
+
+
+def mixtures(n, **changes):
+    """A solution whose samples all sum to one."""
+    solution = make_solution(n, **changes)
+    c = to_simplex(solution.samples.coefficients[1:], len(solution.expert_names))
+    samples = Samples(c, solution.samples.scores[1:])
+    return make_solution(n, samples=samples, **changes)
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_contours_of_mixtures_predict_nothing_but_mixtures(n):
+    seen, truth = [], make_solution(n)
+
+    def surrogate(c):
+        seen.append(np.asarray(c))
+        return truth.surrogate(c)
+
+    ax = plot.contours(mixtures(n, surrogate=surrogate), num_points=11)
+    np.testing.assert_allclose(seen[0].sum(axis=1), 1, atol=1e-5)
+    assert seen[0].min() >= -1e-6
+    inside = seen[0][seen[0][:, 0] + seen[0][:, 1] < 1]
+    np.testing.assert_allclose(inside[:, 2:], np.repeat(inside[:, 2:3], n - 2, axis=1))
+    assert "share what is left" in ax.get_title()
+
+
+@pytest.mark.parametrize(
+    ("n", "changes", "why"),
+    [
+        (2, {}, "two experts lie on a line"),
+        (
+            3,
+            {"num_coefficients": 6, "experts": ("a", "b", "c")},
+            "groups have several sums",
+        ),
+    ],
+)
+def test_mixtures_that_no_plane_shows_are_refused(n, changes, why):
+    with pytest.raises(ValueError, match=rf"{why}, .*Draw `mapjax.plot.pairs`"):
+        plot.contours(mixtures(n, **changes))

@@ -267,3 +267,21 @@ EMPTY = Front(jnp.zeros((0, 2)), jnp.zeros((0, 2)))
 def test_wrong_questions_are_answered_with_what_to_do(ask, message):
     with pytest.raises(ValueError, match=message):
         ask(make_solution())
+
+
+def test_experts_may_be_called_like_the_references():
+    solution = make_solution(coefficient_names=("base", "uniform"))
+    found = solution.references()
+    assert found == {"base": 0, "expert base": 1, "expert uniform": 2, "uniform": 3}
+    labels = [point.name for point in solution.table()[:4]]
+    assert labels == ["base", "expert base", "expert uniform", "uniform merge"]
+
+
+def test_without_some_expert_the_worst_of_all_samples_is_the_reference():
+    kept = [0, 1, 3, 4, 5, 6]  # the base counts as no expert
+    samples = Samples(
+        jnp.asarray(C[kept], jnp.float32), jnp.asarray(SCORES[kept], jnp.float32)
+    )
+    solution = make_solution(samples=samples)
+    worst = [SCORES[kept, 0].min(), SCORES[kept, 1].max()]
+    np.testing.assert_allclose(solution.hypervolume(), solution.hypervolume(worst))

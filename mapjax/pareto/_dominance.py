@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
-from mapjax.pareto._checks import as_points, is_concrete
+from mapjax.pareto._checks import as_float, as_points, is_concrete
 
 _BLOCK = 256
 """Points compared with all others at a time: bounds memory at `_BLOCK x points`."""
@@ -115,7 +115,7 @@ def probability_non_dominated(draws: ArrayLike) -> Float[Array, " points"]:
         raise ValueError(
             f"`draws` has shape {jnp.shape(draws)}, but must be [draws, points, objectives]."
         )
-    return _probability_non_dominated(jnp.asarray(draws))
+    return _probability_non_dominated(as_float(draws))
 
 
 @eqx.filter_jit

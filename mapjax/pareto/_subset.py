@@ -16,7 +16,8 @@ def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:
     """Choose points that are far apart, the best of each objective first.
 
     Farthest-point selection on objectives scaled to [0, 1]: a 2-approximation of the
-    subset that covers the set best. How many there are depends on the scores, so this is
+    subset that covers the set best. Of points that are best to a thousandth of the range, the
+    one with the least sum is taken. How many there are depends on the scores, so this is
     not for use under a transform.
 
     Args:

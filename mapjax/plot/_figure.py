@@ -99,11 +99,12 @@ def draw_bars(solution: Solution, chosen: Sequence[int], ax: Axes) -> None:
 
 def references(solution: Solution) -> list[tuple[str, str, int, str]]:
     """List kind, label, row in the samples and marker of base, uniform merge, experts."""
+    rows = solution.references()
     marks = [("base", "base", "base", "s"), ("uniform", "uniform merge", "uniform", "D")]
     for i, name in enumerate(solution.expert_names):
         marker = _EXPERT_MARKERS[i % len(_EXPERT_MARKERS)]
-        marks.append(("expert", f"expert {name}", name, marker))
-    rows = solution.references()
+        label = f"expert {name}"
+        marks.append(("expert", label, label if label in rows else name, marker))
     return [
         (kind, label, rows[name], marker)
         for kind, label, name, marker in marks

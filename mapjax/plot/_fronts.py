@@ -49,8 +49,8 @@ def fronts(
         The axes.
 
     Raises:
-        ValueError: If there are no solutions, they have no names, their tasks differ, or
-            `tasks` are not two.
+        ValueError: If there are no solutions, they have no names, their tasks or directions
+            differ, or `tasks` are not two.
         ImportError: If matplotlib is missing.
 
     Example:
@@ -77,6 +77,11 @@ def fronts(
             raise ValueError(
                 f"Solution {name!r} has the tasks {solution.task_names}, but the first one "
                 f"has {first.task_names}. Draw runs on the same tasks."
+            )
+        if solution.directions != first.directions:
+            raise ValueError(
+                f"Solution {name!r} has the directions {solution.directions}, but the first "
+                f"one has {first.directions}: one axis cannot show both."
             )
     chosen = task_indices(first, (0, 1) if tasks is None else tasks)
     if len(chosen) != 2 or chosen[0] == chosen[1]:
