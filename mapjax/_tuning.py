@@ -109,11 +109,12 @@ def frank_wolfe(
 ) -> Solution:
     r"""Step again and again towards the expert that lowers the loss fastest (Frank-Wolfe).
 
-    From the base, step $k = 0, 1, \dots$ goes $\gamma_k = 2 / (k + 2)$ of the way to the
-    expert with the least $\partial L / \partial c_i$, which for a linear merge is
-    $\langle \nabla L, \tau_i \rangle$: $c \leftarrow (1 - \gamma_k) c + \gamma_k e_i$.
-    Coefficients are non-negative and sum to one, and experts that do not help keep a zero:
-    a choice for many experts of unknown worth.
+    From the base, or the uniform mixture for a rule of which only proportions matter, step
+    $k = 0, 1, \dots$ goes $\gamma_k = 2 / (k + 2)$ of the way to the expert with the least
+    $\partial L / \partial c_i$, which for a linear merge is $\langle \nabla L, \tau_i
+    \rangle$: $c \leftarrow (1 - \gamma_k) c + \gamma_k e_i$.
+    Coefficients are non-negative and sum to one, in each group by itself, and experts that do
+    not help keep a zero: a choice for many experts of unknown worth.
 
     Args:
         evaluator: As for `adamerging`, like all that is not said here.
@@ -134,7 +135,10 @@ def frank_wolfe(
         2025, arXiv 2503.12649 (hard, task-wise).
     """
     _check(evaluator, loss, key, num_steps, batch_size)
-    how, c = (_vertex, (), jnp.zeros(())), jnp.zeros(evaluator.num_coefficients)
+    n, c = len(evaluator.expert_names), jnp.zeros(evaluator.num_coefficients)
+    if isinstance(evaluator.bounds, str):  # where all are zero, no proportion is better
+        c = jnp.full_like(c, 1 / n)
+    how = (jax.tree_util.Partial(_vertex, n), (), jnp.zeros(()))
     return _tune(evaluator, c, how, loss, num_steps, batch_size, key, progress)
 
 
@@ -154,6 +158,7 @@ def _check(evaluator: Any, loss: Any, key: Any, num_steps: int, batch_size: int)
             "`loss` is a metric without a derivative (a step function). Use one such as "
             "`mapjax.metrics.cross_entropy`."
         )
+    describe_problem(evaluator)  # as for drivers, at least two tasks
     check_key(key)
     check_least("num_steps", num_steps, 1)
     check_least("batch_size", batch_size, 1)
@@ -170,8 +175,11 @@ def _adam(
     return jnp.clip(c, lower, upper), state
 
 
-def _vertex(numbers: tuple, c: Array, gradient: Array, step: Array) -> tuple[Array, PyTree]:
-    corner = jax.nn.one_hot(jnp.argmin(gradient), len(c), dtype=c.dtype)
+def _vertex(
+    num_experts: int, numbers: tuple, c: Array, gradient: Array, step: Array
+) -> tuple[Array, PyTree]:
+    best = jnp.argmin(gradient.reshape(num_experts, -1), axis=0)  # of each group
+    corner = jax.nn.one_hot(best, num_experts, axis=0, dtype=c.dtype).ravel()
     return c + 2 / (step + 2) * (corner - c), step + 1
 
 

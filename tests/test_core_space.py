@@ -120,3 +120,36 @@ def test_there_must_be_low_rank_leaves_and_they_must_stay(example):
 
     with pytest.raises(ValueError, match="`transform` returned vectors of shapes"):
         knots(tv, drop)
+
+
+@pytest.mark.parametrize("ranks", [(1, 4), (2, 2), (3, 0)])
+@pytest.mark.parametrize("identical", [False, True])
+def test_directions_that_are_only_rounding_are_no_part_of_the_edit(ranks, identical):
+    """As the published code of KnOTS, which drops them before the transform."""
+    rng = np.random.default_rng(1)
+    pairs = [
+        (rng.normal(size=(ROWS, r)).astype("f"), rng.normal(size=(r, COLUMNS)).astype("f"))
+        for r in ranks
+    ]
+    pairs = [pairs[0]] * 2 if identical else pairs
+    names = zip("ab", pairs, strict=True)
+    given = {name: {"['w']": pair} if pair[0].size else {} for name, pair in names}
+    tv = from_lora({"w": jnp.zeros((ROWS, COLUMNS))}, given)
+    products = np.stack([a.astype(float) @ b for a, b in pairs])
+    beside = np.concatenate(products, axis=1)
+    u, s, vt = np.linalg.svd(beside, full_matrices=False)
+    kept = s > 1e-5 * s[0]
+    parts = np.stack(np.split(vt[kept], 2, axis=1))
+    wanted = numpy_ties(parts, 0.3)
+    found = knots(tv, lambda t: transforms.ties(t, density=0.3)).vectors["w"]
+    assert found.rank == kept.sum()
+    np.testing.assert_allclose(
+        found.dense().sum(axis=0), (u * s)[:, kept] @ wanted.sum(axis=0), atol=2e-3
+    )
+    k = np.linalg.matrix_rank(beside, tol=1e-3)
+    m = np.linalg.matrix_rank(np.concatenate(products), tol=1e-3)
+    cores = core_space(tv, same).vectors["w"]
+    assert cores.rank == m
+    seen = []
+    core_space(tv, lambda t: seen.append(t.vectors["['w']"].shape) or t)
+    assert seen == [(2, k, m)]

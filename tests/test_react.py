@@ -164,3 +164,28 @@ def test_a_driver_searches_preferences():
     np.testing.assert_allclose(c[: N + 1], start, atol=1e-6)
     np.testing.assert_allclose(c.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(solution.front.coefficients.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_examples", [16, 200])
+def test_fewer_examples_than_features_give_the_expert_still(num_examples):
+    """Of one expert, and of two that are the same, every merge is that expert."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(64, 3)).astype(np.float32)
+    x = rng.normal(size=(2, num_examples, 64)).astype(np.float32)
+    for n in (1, 2):
+        tv = mj.TaskVectors.from_params(np.zeros_like(kernel), [kernel] * n)
+        rule = rules.react(tv, lambda p, x: x @ p, list(x[:n]))
+        np.testing.assert_allclose(rule(jnp.full(n, 1 / n)), kernel, atol=0.02)
+
+
+def test_the_bias_keeps_its_dtype():
+    def half(params):
+        last = {**params["last"], "kernel": params["last"]["kernel"].astype(jnp.bfloat16)}
+        return {**params, "last": last}
+
+    tv = vectors()
+    tv = mj.TaskVectors.from_params(
+        half(tv.base), [half(mj.merge(tv, one)) for one in np.eye(N)], names=NAMES
+    )
+    merged = rules.react(tv, predict, INPUTS)(jnp.full(N, 1 / N))["last"]
+    assert (merged["kernel"].dtype, merged["bias"].dtype) == (jnp.bfloat16, jnp.float32)

@@ -272,3 +272,48 @@ def test_one_compilation_serves_any_learning_rate(key):
     first = len(seen)
     adamerging(scorer, key=key, num_steps=2, learning_rate=1e-2, start=0.1)
     assert len(seen) == first
+
+
+def opposite_experts():
+    """Two experts of ten layers each, of which the first is right."""
+    base = {f"layer_{i}": jnp.zeros((4, 4)) for i in range(10)}
+    experts = [jax.tree.map(lambda x, s=s: x + s * jnp.eye(4), base) for s in (1.0, -1.0)]
+    return mj.TaskVectors.from_params(base, experts)
+
+
+def score_opposites(vectors, **options):
+    tasks = [
+        mj.Task(name, lambda p, x: x @ sum(p.values()), jnp.eye(4), jnp.arange(4))
+        for name in ("a", "b")
+    ]
+    return mj.Evaluator(vectors, tasks, **options)
+
+
+def test_frank_wolfe_chooses_an_expert_for_each_group(key):
+    found = frank_wolfe(
+        score_opposites(mj.group(opposite_experts(), "tensor")),
+        key=key,
+        loss=mj.metrics.cross_entropy,
+    )
+    c = np.asarray(found.front.coefficients).reshape(2, 10)
+    np.testing.assert_allclose(c, np.repeat([[1.0], [0.0]], 10, axis=1), atol=1e-6)
+
+
+def test_frank_wolfe_of_a_rule_of_proportions_begins_where_they_matter(key):
+    tv = opposite_experts()
+    swapped = mj.TaskVectors.from_params(
+        tv.base, [jax.tree.map(lambda v, i=i: v[i], tv.vectors) for i in (1, 0)]
+    )
+    found = frank_wolfe(
+        score_opposites(mj.rules.weighted_average(swapped)),
+        key=key,
+        num_steps=1,
+        loss=mj.metrics.cross_entropy,
+    )
+    np.testing.assert_allclose(found.front.coefficients, [[0.0, 1.0]], atol=1e-6)
+
+
+def test_one_task_is_refused_before_any_step(key):
+    for tuner in (adamerging, frank_wolfe):
+        with pytest.raises(ValueError, match="There is 1 task"):
+            tuner(evaluator(1), key=key, loss=lambda y, t: 1 / 0)

@@ -82,7 +82,7 @@ def contours(
     grid = _grid(sampled, chosen, others, num_points)
     if mixtures:
         grid = _complete(grid, chosen)
-    outside = np.isnan(grid).any(axis=-1)
+    outside = np.asarray(np.isnan(grid).any(axis=-1))
     points = np.where(outside[..., None], sampled[0], grid).reshape(-1, len(names))
     image = predict(solution, points)[:, t].reshape(grid.shape[:2])
     image = np.ma.masked_array(image, outside)

@@ -87,7 +87,7 @@ class ReACT(eqx.Module):
         leaves[self.places[0]] = kernel.astype(old.dtype)
         if self.biases is not None and place_of_bias is not None:
             bias = jnp.tensordot(p, self.biases, 1)
-            leaves[place_of_bias] = bias.astype(old.dtype)
+            leaves[place_of_bias] = bias.astype(leaves[place_of_bias].dtype)
         return _tree.rebuild(self.merged, leaves)
 
 
@@ -181,8 +181,11 @@ def _solve_for_task(
     z, y, kernel = widened(z), widened(y), widened(kernel)
     with jax.default_matmul_precision("highest"):
         cross = z.T @ y
-        u, _, vt = jnp.linalg.svd(cross)
-        rotation = u @ vt  # the orthogonal Procrustes problem
+        # The orthogonal Procrustes problem. With fewer examples than features it has many
+        # solutions, of which that nearest to no rotation at all is taken.
+        least = len(cross) * jnp.finfo(cross.dtype).eps * jnp.linalg.norm(cross)
+        u, _, vt = jnp.linalg.svd(cross + least * jnp.eye(len(cross)))
+        rotation = u @ vt
         moments = z.T @ z + beta * jnp.eye(z.shape[1])
         return moments, (cross + beta * rotation) @ kernel
 

@@ -4,11 +4,16 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from mapjax import _tree
 from mapjax._low_rank import HIGHEST, LowRank
 from mapjax.task_vectors import TaskVectors
+
+_SMALLEST = 1e-5
+"""Share of the largest singular value below which there is nothing but rounding."""
 
 Transform = Callable[[TaskVectors], TaskVectors]
 
@@ -25,7 +30,8 @@ def core_space(task_vectors: TaskVectors, transform: Transform) -> TaskVectors:
         transform: Any that reads vectors alone: the base of a core is zeros.
 
     Returns:
-        Vectors with `LowRank` leaves $U M'_i V^\top$, of rank $N r$, in the same groups.
+        Vectors with `LowRank` leaves $U M'_i V^\top$, of rank $N r$ or as much as there is,
+        in the same groups.
 
     Raises:
         ValueError: If no leaf is low-rank, or the transform returns other tensors.
@@ -57,7 +63,8 @@ def knots(task_vectors: TaskVectors, transform: Transform) -> TaskVectors:
         transform: Any that reads vectors alone: the base of a $V_i$ is zeros.
 
     Returns:
-        Vectors with `LowRank` leaves $U S V_i'^\top$, of rank $N r$, in the same groups.
+        Vectors with `LowRank` leaves $U S V_i'^\top$, of rank $N r$ or as much as there is,
+        in the same groups.
 
     Raises:
         ValueError: If no leaf is low-rank, or the transform returns other tensors.
@@ -109,24 +116,36 @@ def _edit(
     return TaskVectors(task_vectors.base, vectors, task_vectors.names, task_vectors.groups)
 
 
-@eqx.filter_jit
 def _to_cores(v: LowRank) -> tuple[Array, Array, Array | None]:
-    a, b = v.matrices()
-    left, right = _left_basis(a), _left_basis(jnp.swapaxes(b, 1, 2))
-    cores = _times(_times(left.T, a), _times(b, right))
-    return v.scale[:, None, None] * cores, left, right.T
+    cores, left, right, *values = _cores(v)
+    k, m = map(_rank, values)
+    return cores[:, :k, :m], left[:, :k], right[:, :m].T
 
 
 @eqx.filter_jit
-def _to_aligned(v: LowRank) -> tuple[Array, Array, Array | None]:
+def _cores(v: LowRank) -> tuple[Array, ...]:
     a, b = v.matrices()
-    left, n = _left_basis(a), len(a)
+    (left, s), (right, t) = _left_basis(a), _left_basis(jnp.swapaxes(b, 1, 2))
+    cores = _times(_times(left.T, a), _times(b, right))
+    return v.scale[:, None, None] * cores, left, right, s, t
+
+
+def _to_aligned(v: LowRank) -> tuple[Array, Array, Array | None]:
+    aligned, left, values = _aligned(v)
+    k = _rank(values)
+    return aligned[:, :k], left[:, :k], None
+
+
+@eqx.filter_jit
+def _aligned(v: LowRank) -> tuple[Array, Array, Array]:
+    a, b = v.matrices()
+    (left, _), n = _left_basis(a), len(a)
     # Their columns hold all that the differences do: a small matrix to decompose.
     inside = v.scale[:, None, None] * _times(_times(left.T, a), b)
     beside = jnp.moveaxis(inside, 0, 1).reshape(inside.shape[1], -1)
     u, s, aligned = jnp.linalg.svd(beside, full_matrices=False)
     aligned = jnp.moveaxis(aligned.reshape(len(s), n, -1), 1, 0)
-    return aligned, _times(left, u * s), None
+    return aligned, _times(left, u * s), s
 
 
 @eqx.filter_jit
@@ -145,10 +164,26 @@ def _leave(v: LowRank, edited: Array, left: Array, right: Array | None) -> LowRa
     )
 
 
-def _left_basis(factors: Array) -> Array:
-    """Give orthonormal columns that span those of all factors `[experts, side, rank]`."""
+def _rank(values: Array) -> int:
+    """Count the singular values above rounding; under a JAX transform, all.
+
+    Vectors of the others are arbitrary. A transform would edit them beside real ones, and
+    trim fewer of those.
+    """
+    if isinstance(values, Tracer):
+        return len(values)
+    return max(1, int(np.sum(np.asarray(values) > _SMALLEST * np.max(values))))
+
+
+def _left_basis(factors: Array) -> tuple[Array, Array]:
+    """Give orthonormal columns that span those of all factors, and singular values.
+
+    Args:
+        factors: `[experts, side, rank]`.
+    """
     beside = jnp.moveaxis(factors, 0, 1).reshape(factors.shape[1], -1)
-    return jnp.linalg.svd(beside, full_matrices=False)[0]
+    u, s, _ = jnp.linalg.svd(beside, full_matrices=False)
+    return u, s
 
 
 def _times(a: Array, b: Array) -> Array:
