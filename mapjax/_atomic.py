@@ -84,10 +84,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         The folder to write into, which has another name until then.
 
     Raises:
-        ValueError: If the name is taken by a file, or by a folder that is not empty.
+        ValueError: If the name is taken; see `check_free`.
         OSError: If it cannot be written. Nothing is left behind.
     """
-    check_free(path)
+    path = check_free(path)
     existing_parent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)
@@ -104,15 +104,27 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def check_free(path: Path) -> None:
-    """Refuse the name of a folder that exists and holds something."""
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists() or path.is_symlink():
+def check_free(path: Path) -> Path:
+    """Find where a new folder will lie, all links followed.
+
+    Raises:
+        ValueError: If there is a file, or a folder that holds something or cannot be
+            replaced by the finished one.
+    """
+    real = Path(os.path.realpath(path))
+    if real.is_dir() and not any(real.iterdir()):
+        what = "the current folder" if real.samefile(os.curdir) else "a mount point"
+        if real.samefile(os.curdir) or os.path.ismount(real):
+            raise ValueError(
+                f"{path} is {what}, which a new folder cannot replace. Pass the path of a "
+                "folder in it."
+            )
+    elif real.exists() or real.is_symlink():
         raise ValueError(
             f"{path} exists already, and a folder is never overwritten. Remove it or pass "
             "another path."
         )
+    return real
 
 
 def sync_folder(folder: Path) -> None:

@@ -68,6 +68,10 @@ def test_merge_writes_another_dtype(capsys, files):
         (["--rule", "pcb", "--options", "scope=global"], "has no option 'scope'"),
         (["--coefficients", "1"], "--coefficients has 1 numbers for 2 experts"),
         (["--coefficients", "a", "b"], "Error parsing --coefficients"),
+        (
+            ["--rule", "ties", "--density", "0.2", "--options", "density=0.5"],
+            "--density and --options both say density",
+        ),
         (["--memory", "plenty"], "--memory is 'plenty'; write it as 4GiB"),
         (["--memory", "-4GB"], "--memory is '-4GB'; write it as 4GiB"),
         (["--dtype", "int8"], "--dtype is 'int8'; use float32"),
@@ -79,6 +83,19 @@ def test_wrong_arguments_of_merge_exit_with_2(capsys, files, arguments, message)
     _, err = run(capsys, "merge", *NAMES, "-o", "out", *arguments, code=2)
     assert message in " ".join(err.split())
     assert len(list(files.iterdir())) == 3
+
+
+def test_a_file_that_is_no_recipe_is_kept(capsys, files):
+    (files / "out.safetensors.md").write_text("my notes")
+    for more in ([], ["--dry-run"]):
+        _, err = run(capsys, "merge", *NAMES, "-o", "out.safetensors", *more, code=1)
+        assert "would go to out.safetensors.md, which is something else" in err
+    assert (files / "out.safetensors.md").read_text() == "my notes"
+    assert not (files / "out.safetensors").exists()
+    (files / "out.safetensors.md").unlink()
+    for scale in ("1", "2"):
+        run(capsys, "merge", *NAMES, "-o", "out.safetensors", "--scale", scale)
+    assert "`[2.0, 2.0]`" in (files / "out.safetensors.md").read_text()
 
 
 def test_missing_and_damaged_files(capsys, files):
@@ -121,6 +138,22 @@ def test_inspect_says_what_is_true(capsys, files):
     out, _ = run(capsys, "inspect", *NAMES)
     assert "Would merge 2 tensors and take 1 from the base." in out
     assert f"{cosine:.3f}" in out
+
+
+def test_inspect_tells_an_expert_called_base_from_the_base(capsys, files):
+    (files / "sub").mkdir()
+    (files / "mnist.safetensors").rename(files / "sub" / "base.safetensors")
+    for others in (["sub/base.safetensors"], ["sub/base.safetensors", NAMES[2]]):
+        report = run_json(capsys, "inspect", NAMES[0], *others)
+        paths = [row["path"] for row in report["checkpoints"]]
+        assert paths == [NAMES[0], *others]
+        assert report["norms"]["experts"]["base"]["shares_base"] == "shared"
+        assert report["merge"]["num_merged"] == 2
+        assert len(report["norms"]["experts"]) == len(others)
+    (files / NAMES[0]).write_bytes(b"")
+    report = run_json(capsys, "inspect", NAMES[0], *others, code=1)
+    assert len(report["errors"]) == 1
+    assert report["merge"] is None
 
 
 def test_inspect_reads_nothing_if_fast(capsys, files):

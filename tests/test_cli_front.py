@@ -277,6 +277,28 @@ def test_a_surrogate_that_is_not_kept_is_a_note(capsys, configured, monkeypatch)
     assert err.count("\n") == 1
 
 
+def test_another_seed_of_a_rule_that_draws_is_refused(capsys, configured, monkeypatch):
+    monkeypatch.setattr(mj, "map_front", lambda *_, **__: make_solution(2))
+    config = CONFIG.replace('"ties"', '"dare"')
+    (configured / "c.toml").write_text(f"seed = 0\n{config}")
+    run(capsys, "front", "c.toml")
+    before = {p.name: p.read_bytes() for p in (configured / "run").iterdir()}
+    (configured / "c.toml").write_text(f"seed = 1\n{config}")
+    _, err = run(capsys, "front", "c.toml", code=1)
+    assert "`rule_options` was {'density': 0.5, 'seed': 0} and is" in err
+    after = {p.name: p.read_bytes() for p in (configured / "run").iterdir()}
+    assert after == before
+
+
+def test_pictures_of_tasks_have_names_of_their_own():
+    from mapjax.cli._plot import _pictures
+
+    names = ("a/b", "a b", "a b 2")
+    pictures = _pictures(make_solution(3, task_names=names))
+    found = [name for name in pictures if name.startswith("contours")]
+    assert found == ["contours_a_b", "contours_a_b_2", "contours_a_b_2_2"]
+
+
 def test_no_run_is_told(capsys, files):
     for command in ("plot", "pick"):
         _, err = run(capsys, command, "nowhere", code=2)

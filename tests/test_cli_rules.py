@@ -63,3 +63,11 @@ def test_rules_draw_the_same_in_blocks(tmp_path):
     np.testing.assert_array_equal(merged, truth)
     assert abs(float((merged == 0).mean()) - 0.5) < 0.01
     assert (merged[:1000] != merged[2**18 : 2**18 + 1000]).any()
+
+
+@pytest.mark.parametrize("rule", ["dare", "della", "magmax", "tsv", "model_stock"])
+def test_rules_leave_tensors_without_numbers(rule):
+    base = {"e": np.zeros((0, 3), np.float32), "w": np.ones((2, 2), np.float32)}
+    experts = [base | {"w": base["w"] + np.eye(2, dtype=np.float32) * i} for i in (1, 2)]
+    edited = edit(mj.TaskVectors.from_params(base, experts), read_rule(rule, {}, 0))
+    assert edited.vectors["e"].shape == (2, 0, 3)

@@ -157,6 +157,21 @@ def test_wrong_arguments_exit_with_2_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_folder_is_not_taken_for_that_of_a_demo(capsys, tmp_path, monkeypatch):
+    from mapjax.adapters import digits3
+
+    monkeypatch.setattr(digits3, "load", lambda: pytest.fail("work was begun"))
+    for name in ("run.json", "samples.jsonl"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(SystemExit) as exit_info:
+        main(["demo", "--output", str(tmp_path)])
+    assert exit_info.value.code == 2
+    assert "which holds a run of `mapjax front`" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert (tmp_path / "samples.jsonl").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("package", "extra"),
     [("tyro.extras", "cli"), ("matplotlib", "demo"), ("safetensors", "demo")],

@@ -198,11 +198,10 @@ def test_tied_tensors_stay_tied(tmp_path):
     for i in range(2):
         x = np.full((2, 3), i, np.float32)
         mio.save(tmp_path / f"{i}.safetensors", {"embed": x, "head": x})
-    mio.merge_files(
-        tmp_path / "0.safetensors", [tmp_path / "1.safetensors"], tmp_path / "out", [0.5]
-    )
-    assert (tmp_path / "out").stat().st_size == (tmp_path / "0.safetensors").stat().st_size
-    merged = mio.load(tmp_path / "out")
+    base, out = tmp_path / "0.safetensors", tmp_path / "out.safetensors"
+    mio.merge_files(base, [tmp_path / "1.safetensors"], out, [0.5])
+    assert out.stat().st_size == base.stat().st_size
+    merged = mio.load(out)
     assert merged["head"] is merged["embed"]
     assert merged["head"][0, 0] == 0.5
 
@@ -222,10 +221,10 @@ def test_small_floats_and_doubles(tmp_path):
     mio.merge_files(
         tmp_path / "base.safetensors",
         [tmp_path / "base.safetensors"],
-        tmp_path / "d",
+        tmp_path / "d.safetensors",
         [0.3],
     )
-    assert_same(mio.load(tmp_path / "d"), {"x": big})
+    assert_same(mio.load(tmp_path / "d.safetensors"), {"x": big})
 
 
 @pytest.mark.parametrize(
@@ -302,7 +301,7 @@ def test_other_formats_and_nothing_to_merge(tmp_path):
 
 def merge_with_itself(folder, transform):
     base = folder / "base.npz"
-    mio.merge_files(base, [base], folder / "o", [1.0], transform=transform)
+    mio.merge_files(base, [base], folder / "o.safetensors", [1.0], transform=transform)
 
 
 @pytest.mark.parametrize("transform", [None, mio.TIES(), lambda tv: tv])
@@ -333,7 +332,7 @@ def test_transforms_that_return_something_else(transform, message, tmp_path):
     mio.save(tmp_path / "base.npz", {"v": np.ones(9)})
     with pytest.raises(ValueError, match=message):
         merge_with_itself(tmp_path, transform)
-    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "o.safetensors").exists()
 
 
 def test_a_failing_write_leaves_nothing(files, tmp_path, small_pieces, monkeypatch):

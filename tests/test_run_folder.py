@@ -206,6 +206,53 @@ def test_a_run_that_evaluated_nothing_begins_anew_with_any_configuration(tmp_pat
             run.begin(key=key, config="budget = 10")
 
 
+def test_a_run_of_other_models_is_refused_before_anything_is_written(tmp_path):
+    key, old = jax.random.key(0), {"a": "/models/a", "b": "/models/b"}
+    notes = {"base": "/models/base", "experts": old, "rule_options": {"seed": 0}}
+    with RunFolder(tmp_path) as run:
+        run.begin(key=key, config="seed = 0", **notes)
+        run.samples.write_text("")
+        before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        for name, value, message in (
+            ("base", "/other/base", "`base` was '/models/base' and is '/other/base'"),
+            ("experts", dict(reversed(old.items())), "`experts` was .* and is"),
+            ("experts", {"a": "/models/a"}, "`experts` was .* and is"),
+            ("rule_options", {"seed": 1}, r"`rule_options` was {'seed': 0} and is {'seed'"),
+            ("rule_options", {"seed": 0.0}, "`rule_options` was"),
+        ):
+            with pytest.raises(ValueError, match=f"another configuration: {message}"):
+                run.begin(
+                    key=key,
+                    config="seed = 1",
+                    may_change=["seed"],
+                    **{**notes, name: value},
+                )
+            assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+        run.begin(key=key, config="seed = 1", may_change=["seed"], **notes)
+        run.begin(key=key, config="seed = 1", may_change=["base"], base="/other/base")
+        assert run.notes["base"] == "/other/base"
+
+
+def test_paths_may_move_with_the_run_folder(tmp_path):
+    def notes(where):
+        return {"base": f"{where}/base", "experts": {"a": f"{where}/a", "b": "/fixed/b"}}
+
+    key = jax.random.key(0)
+    with RunFolder(tmp_path / "old" / "run") as run:
+        run.begin(key=key, **notes(tmp_path / "old"))
+        run.samples.write_text("")
+    (tmp_path / "old").rename(tmp_path / "new")
+    with RunFolder(tmp_path / "new" / "run") as run:
+        with pytest.raises(
+            ValueError, match=r"`base` was .*old/base' and is .*other/base'"
+        ):
+            run.begin(key=key, **notes(tmp_path / "other"))
+        run.begin(key=key, **notes(tmp_path / "new"))
+        assert run.notes["base"] == f"{tmp_path}/new/base"
+        with pytest.raises(ValueError, match=r"`base` was .*new/base' and is .*old/base'"):
+            run.begin(key=key, **notes(tmp_path / "old"))
+
+
 def test_other_versions_are_told_and_kept(tmp_path):
     key = jax.random.key(0)
     with RunFolder(tmp_path) as run:

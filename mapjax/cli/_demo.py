@@ -122,6 +122,11 @@ def _check(
         raise UsageError(f"--expert-steps is {expert_steps}, but must be at least 1.")
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output is {output}, which is a file. Pass a folder.")
+    if (output / "run.json").exists():
+        raise UsageError(
+            f"--output is {output}, which holds a run of `mapjax front`, whose samples the "
+            "demo would replace. Pass another folder."
+        )
 
 
 def _check_packages() -> None:

@@ -104,7 +104,9 @@ def merge_checkpoints(
 ) -> "MergePlan":
     """Merge files by a rule, and write the recipe beside the result."""
     from mapjax.io import merge_files, save_model_card
+    from mapjax.io._model_card import card_path
 
+    card_path(output)  # before the work
     plan = merge_files(
         base,
         experts,

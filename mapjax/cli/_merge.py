@@ -38,9 +38,9 @@ def merge(
 ) -> None:
     """Merge checkpoints into one: the base plus the experts' task vectors.
 
-    Reads and writes in pieces, so that models may be larger than memory. The result has the
-    format, shards and dtypes of the base, appears when it is complete, and has its recipe
-    in a .md file beside it.
+    Reads and writes in pieces, so that models may be larger than memory. The result is
+    safetensors with the shards and dtypes of the base, appears when it is complete, and has
+    its recipe in a .md file beside it.
 
     For example:
 
@@ -54,7 +54,7 @@ def merge(
     Args:
         base: The pretrained checkpoint: .safetensors, a folder of shards, or .npz.
         experts: The fine-tuned ones.
-        output: Where to write: a file, or a folder if the base is one.
+        output: Where to write: a .safetensors file, or a folder if the base is one.
         coefficients: One per expert, in their order; 1 for each by default, as for a sum.
         scale: What all coefficients are multiplied by.
         rule: linear, ties, dare, della, breadcrumbs, magmax, pcb, consensus, tall_mask, tsv,
@@ -77,7 +77,11 @@ def merge(
             f"--coefficients has {len(coefficients)} numbers for {len(experts)} experts: "
             "pass one for each."
         )
-    given = ({} if density is None else {"density": density}) | read_options(options)
+    given = read_options(options)
+    if density is not None:
+        if "density" in given:
+            raise UsageError("--density and --options both say density: leave one out.")
+        given = {"density": density} | given
     chosen = read_rule(rule, given, seed)
     check_rule(chosen)
     c = [scale * x for x in coefficients or (1.0,) * len(experts)]

@@ -1,6 +1,8 @@
 """`mapjax plot`: all pictures of a run that make sense."""
 
+import itertools
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,6 +80,12 @@ def _pictures(solution: Any) -> dict[str, Any]:
         pictures["predicted_vs_verified"] = lambda: plot.predicted_vs_verified(solution)
         if len(solution.coefficient_names) > 1:
             for i, task in enumerate(solution.task_names[:_MOST_CONTOURS]):
-                safe = re.sub(r"[^\w-]+", "_", task)
-                pictures[f"contours_{safe}"] = lambda i=i: plot.contours(solution, i).figure
+                name = _free("contours_" + re.sub(r"[^\w-]+", "_", task), pictures)
+                pictures[name] = lambda i=i: plot.contours(solution, i).figure
     return pictures
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """Number a name of a file that another task has already."""
+    numbered = (f"{name}_{i}" for i in itertools.count(2))
+    return next(n for n in itertools.chain([name], numbered) if n not in taken)

@@ -46,23 +46,24 @@ def make_report(
     errors = report["errors"] = []
     notes = report["notes"] = []
     with contextlib.ExitStack() as stack:
-        opened: dict[str, AbstractCheckpoint] = {}
-        for name, path in {"base": base, **experts}.items():
+        opened: list[tuple[str, AbstractCheckpoint | None]] = []
+        for name, path in (("base", base), *experts.items()):
+            checkpoint = None
             try:
                 checkpoint = stack.enter_context(open_checkpoint(path))
+                report["checkpoints"].append(_describe(name, checkpoint))
             except (ValueError, OSError) as error:
                 errors.append(_words(error))
-                continue
-            opened[name] = checkpoint
-            report["checkpoints"].append(_describe(name, checkpoint))
-        if "base" not in opened or not experts:
+            opened.append((name, checkpoint))
+        (_, first), *others = opened  # an expert may be called "base", too
+        if first is None or not others:
             return report
-        fitting = _fitting(opened, errors)
+        fitting = _fitting(first, others, errors)
         if not fitting:
             return report
         names = tuple(fitting)
         inputs = check_inputs(
-            opened["base"], list(fitting.values()), names, statistics=False, dtype=None
+            first, list(fitting.values()), names, statistics=False, dtype=None
         )
         rate = None
         try:
@@ -103,15 +104,17 @@ def _describe(name: str, checkpoint: AbstractCheckpoint) -> dict[str, Any]:
 
 
 def _fitting(
-    opened: Mapping[str, AbstractCheckpoint], errors: list[str]
+    base: AbstractCheckpoint,
+    opened: list[tuple[str, AbstractCheckpoint | None]],
+    errors: list[str],
 ) -> dict[str, AbstractCheckpoint]:
     """Keep the experts that fit the base, and say of each other one why it does not."""
     found = {}
-    for name, expert in opened.items():
-        if name == "base":
+    for name, expert in opened:
+        if expert is None:
             continue
         try:
-            check_inputs(opened["base"], [expert], (name,), statistics=False, dtype=None)
+            check_inputs(base, [expert], (name,), statistics=False, dtype=None)
         except ValueError as error:
             if str(error) not in errors:  # of the base itself, for every expert
                 errors.append(str(error))

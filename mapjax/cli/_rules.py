@@ -142,7 +142,7 @@ def edit(task_vectors: "TaskVectors", rule: Rule) -> "TaskVectors":
 
     edited = []
     for (name, leaf), v in zip(tensors.items(), vectors, strict=True):
-        if v is not None:
+        if v is not None and v.size:
             own = None if key is None else jax.random.fold_in(key, order.index(name))
             method = blocks if rule.name in _ELEMENTWISE else apply
             v = method(name, jnp.asarray(leaf), v, own)

@@ -24,7 +24,7 @@ def aligned(size: int, dtype: np.dtype) -> np.ndarray:
 def linear(
     c: Array, base: Array, experts: Sequence[Array], sums: np.dtype, rounded: np.dtype
 ) -> tuple[Array, Array]:
-    """Merge linearly; also say whether the result is finite."""
+    """Merge linearly; also say whether the rounded result is finite."""
     return _sum(c, base, _vectors(base, experts, sums), sums, rounded)
 
 
@@ -68,4 +68,5 @@ def _sum(
     total = base.astype(sums)
     for i, v in enumerate(vectors):
         total = total + c[i].astype(sums) * v
-    return total.astype(rounded), jnp.isfinite(total).all()
+    merged = total.astype(rounded)
+    return merged, jnp.isfinite(merged.astype(sums)).all()  # rounding may overflow too

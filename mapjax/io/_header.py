@@ -19,6 +19,7 @@ LONGEST_HEADER = 100_000_000
 """Bytes; the bound that the safetensors package itself has."""
 
 _NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
+_METADATA = "__metadata__"
 _AGAIN = "Copy or download the file again."
 
 
@@ -61,7 +62,7 @@ def read_header(
             f"read. {_AGAIN}"
         )
     entries = _parse(path, file.read(length))
-    metadata = entries.pop("__metadata__", None) or {}
+    metadata = entries.pop(_METADATA, None) or {}
     if not isinstance(metadata, dict) or any(type(v) is not str for v in metadata.values()):
         raise ValueError(f"{path}: `__metadata__` must map strings to strings. {_AGAIN}")
     tensors, offsets = _check_entries(path, entries, 8 + length, size)
@@ -74,9 +75,14 @@ def lay_out(
     """Plan a file of tensors in this order, wider dtypes first, so that all are aligned.
 
     Raises:
-        ValueError: If the format has no name for a dtype.
+        ValueError: If the format has no name for a dtype, or keeps a name to itself.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    if _METADATA in tensors:
+        raise ValueError(
+            f"A tensor is called {_METADATA!r}, which in safetensors files are the notes. "
+            "Rename it, or save as .npz or .msgpack."
+        )
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     begin, offsets = 0, {}
     for name in sorted(tensors, key=lambda n: -tensors[n][1].itemsize):
         shape, dtype = tensors[name]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from mapjax import _tree
@@ -17,7 +18,9 @@ from mapjax.io._msgpack import MsgpackCheckpoint
 from mapjax.io._npz import NpzCheckpoint
 from mapjax.io._orbax import OrbaxCheckpoint
 from mapjax.io._tensor import AbstractCheckpoint, some
+from mapjax.io._tied import RenamedCheckpoint, named_like
 
+_UNSIGNED = np.dtype(ml_dtypes.float8_e8m0fnu)
 _STATISTICS = ("running_mean", "running_var")  # as PyTorch calls those of BatchNorm
 
 
@@ -31,7 +34,8 @@ class Inputs:
         names: Their names.
         merged: The tensors to merge, in the order of the base's files.
         left_alone: The others, and why.
-        dtype: What merged tensors are rounded to; None for the base's own.
+        dtype: What merged tensors are rounded to, but complex ones; None for the base's
+            own.
     """
 
     base: AbstractCheckpoint
@@ -49,7 +53,9 @@ class Inputs:
     def rounded(self, name: str) -> np.dtype:
         """Say which dtype a tensor is written in."""
         own = self.base.tensors[name].dtype
-        return own if self.dtype is None or name not in self.merged else self.dtype
+        if self.dtype is None or name not in self.merged or own.kind == "c":
+            return own
+        return self.dtype
 
     @property
     def doubles(self) -> bool:
@@ -60,7 +66,10 @@ class Inputs:
     @property
     def workers(self) -> int:
         """How many pieces are under way at once."""
-        everything = (self.base, *self.experts)
+        everything = [self.base]
+        for expert in self.experts:
+            renamed = isinstance(expert, RenamedCheckpoint)
+            everything.append(expert.checkpoint if renamed else expert)
         if any(isinstance(c, NpzCheckpoint) and c.compressed for c in everything):
             return 1  # such an archive is read from front to back
         return max(2, min(4, len(os.sched_getaffinity(0))))
@@ -119,6 +128,7 @@ def check_inputs(
                 "`mapjax.io.save('x.safetensors', mapjax.io.load(path))`, or merge in memory "
                 "with `mapjax.merge`."
             )
+    experts = [named_like(base, expert) for expert in experts]
     leaves = _leaves(base, list(base.tensors), statistics)
     for expert in experts:
         order = [n for n in base.tensors if n in expert.tensors]
@@ -142,6 +152,11 @@ def check_inputs(
             raise ValueError(
                 "`dtype` must be a floating-point dtype such as `jnp.bfloat16`, or None for "
                 "those of the base."
+            )
+        if dtype == _UNSIGNED:
+            raise ValueError(
+                f"`dtype` is {dtype}, which has no sign and no zero: pass another one, such "
+                "as `jnp.bfloat16`."
             )
     return Inputs(base, experts, names, merged, kept, dtype)
 

@@ -1,6 +1,7 @@
 """Merge checkpoints that are larger than memory."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,8 +48,9 @@ def merge_files(
         base: The pretrained parameters: safetensors of any kind, or .npz.
         experts: Those of the fine-tuned models, by name or in order; tensors and shapes are
             those of the base, their formats, shards and widths may be others.
-        output: A file, or a folder if the base has shards or is one: shards, index, order,
-            dtypes, tied tensors, metadata and small text files like the base's.
+        output: A .safetensors file, or a folder if the base has shards or is one: shards,
+            index, order, dtypes, tied tensors, metadata and small text files like the
+            base's.
         coefficients: One number per expert.
         transform: Edits the task vectors: `TIES(...)`, or a function such as
             `lambda tv: mj.transforms.ties(tv, density=0.2)`, which gets each tensor alone
@@ -58,7 +60,8 @@ def merge_files(
         key: For a function that takes one, such as `functools.partial(mj.transforms.dare,
             density=0.1)`: passed as `key=`, another for every tensor and block.
         memory: The bound, in bytes, beside Python and JAX themselves.
-        dtype: Write merged tensors in this floating-point dtype; None keeps the base's.
+        dtype: Write merged tensors in this floating-point dtype, and complex ones in their
+            own; None keeps the base's.
         statistics: Merge BatchNorm statistics as well.
         verify: Compare files with the hashes beside them first, as `load` does.
         dry_run: Make the plan, which takes milliseconds, and stop.
@@ -162,13 +165,19 @@ def _output(inputs: Inputs, output: Path) -> tuple[Shards, dict[str, Form]]:
         for c in (inputs.base, *inputs.experts)
         for info in c.tensors.values()
     }
-    if output.resolve() in files:
+    if Path(os.path.realpath(output)) in files:
         raise ValueError(f"`output` is {output}, which is read: pass another path.")
+    shards = shards_like(inputs.base, output)
+    if not shards.folder and output.suffix != ".safetensors":
+        raise ValueError(
+            f"`output` is {output}, but a base in one file makes one .safetensors file: pass "
+            "a path that ends so."
+        )
     forms = {
         name: (info.shape, inputs.rounded(name))
         for name, info in inputs.base.tensors.items()
     }
-    return shards_like(inputs.base, output), forms
+    return shards, forms
 
 
 def _plan(

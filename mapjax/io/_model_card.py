@@ -11,6 +11,25 @@ from mapjax._atomic import new_file
 from mapjax._solution import Solution
 from mapjax.io._plan import MergePlan
 
+_MARK = "A merge made with [mapjax]"
+
+
+def card_path(output: str | Path) -> Path:
+    """Say where the card of a checkpoint goes.
+
+    Raises:
+        ValueError: If there is a file that is no card.
+    """
+    path = Path(f"{Path(output)}.md")
+    if path.is_symlink() or path.exists():
+        start = path.read_bytes()[:4096] if path.is_file() else b""
+        if _MARK.encode() not in start:
+            raise ValueError(
+                f"The recipe of {output} would go to {path}, which is something else: move "
+                "that, or pass another path."
+            )
+    return path
+
 
 def save_model_card(
     output: str | Path,
@@ -40,13 +59,14 @@ def save_model_card(
         The path of the card.
 
     Raises:
+        ValueError: If a file of that name is no such card.
         OSError: If it cannot be written.
     """
-    c = np.asarray(coefficients, float)
+    path, c = card_path(output), np.asarray(coefficients, float)
     lines = [
         f"# {Path(output).name}",
         "",
-        "A merge made with [mapjax](https://arxiv.org/abs/2406.07529): the base plus the "
+        f"{_MARK}(https://arxiv.org/abs/2406.07529): the base plus the "
         "sum of its experts' task vectors, each times its coefficient.",
         *([purpose] if purpose else []),
         "",
@@ -72,8 +92,6 @@ def save_model_card(
         lines += ["", *_scores(solution, c)]
     names = ("mapjax", "jax", "numpy")
     lines += ["", "Versions: " + ", ".join(f"{n} {version(n)}" for n in names) + "."]
-    path = Path(output)
-    path = path.with_name(f"{path.name}.md")
     with new_file(path) as file:
         file.write(("\n".join(lines) + "\n").encode())
     return path

@@ -99,6 +99,8 @@ def whole(inputs: Inputs, names: Sequence[str], memory: int) -> list[Piece]:
     pieces = []
     for name in names:
         size, sums = inputs.base.tensors[name].size, inputs.sums(name).itemsize
+        if not size:
+            continue
         vectors = len(inputs.experts) * sums * (1 + _WORKING_COPIES)
         cost = size * (_bytes_per_number(inputs, name) + vectors + 2 * sums)
         if cost > memory:

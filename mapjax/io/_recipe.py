@@ -117,8 +117,7 @@ def _whole(inputs: Inputs, recipe: Recipe, piece: Piece) -> np.ndarray:
         base.reshape(shape), experts, inputs.sums(piece.name)
     )
     key = _tensor_key(inputs, recipe, piece)
-    merged = _edited(inputs, recipe, piece, base, vectors, key)
-    return merged.astype(inputs.rounded(piece.name), copy=False)
+    return _edited(inputs, recipe, piece, base, vectors, key)
 
 
 def _blocks(inputs: Inputs, recipe: Recipe, piece: Piece) -> np.ndarray:
@@ -165,6 +164,8 @@ def _edited(
         raise ValueError(
             f"`transform` changed the shape of {name!r} from {base.shape} to {merged.shape}."
         )
+    with np.errstate(all="ignore"):  # what overflows is found in the next line
+        merged = merged.astype(inputs.rounded(name), copy=False)
     _check_finite(bool(np.isfinite(merged).all()), piece)
     return merged
 
@@ -173,5 +174,6 @@ def _check_finite(finite: bool, piece: Piece) -> None:
     if not finite:
         raise ValueError(
             f"Tensor {piece.name!r} holds NaN or infinite values in the base or in an expert, "
-            "or gets them by the merge. Repair that tensor, or lower the coefficients."
+            "or gets them by the merge or as it is rounded. Repair that tensor, lower the "
+            "coefficients, or pass a wider `dtype`."
         )

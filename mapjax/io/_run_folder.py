@@ -122,31 +122,34 @@ class RunFolder:
     ) -> list[str]:
         """Note what a run is made with, or check that it goes on as it began.
 
-        A run that has neither samples nor a solution may begin anew, with anything.
+        A run that has neither samples nor a solution may begin anew, with anything. A
+        refusal writes nothing.
 
         Args:
             key: The key of the driver.
             config: The configuration, as TOML.
-            may_change: Top-level keys of the configuration that may differ from what is
-                noted; the new ones are then noted.
-            notes: What else to note: anything that JSON holds.
+            may_change: Top-level keys of the configuration, and notes, that may differ
+                from what is noted; the new ones are then noted.
+            notes: What else to note: anything that JSON holds. Absolute paths may move
+                together with the run folder.
 
         Returns:
             Versions that are others than those the run was begun with, in words: then
             numbers may differ in their last digits.
 
         Raises:
-            ValueError: If the run was begun with another configuration, or the folder is
-                not locked by `with`.
+            ValueError: If the run was begun with another configuration or other notes, or
+                the folder is not locked by `with`.
             OSError: If it cannot be written.
         """
         self._check_locked()
         before = _read(self.path / "run.json")
         changed = []
-        now = {"format": _FORMAT, **provenance(key), **notes}
+        place = str(self.path.resolve())
+        now = {"format": _FORMAT, "folder": place, **provenance(key), **notes}
         if before is not None:
             if self.samples.exists() or self._solution.exists():
-                self._check_same(config, may_change)
+                self._check_same(config, json.loads(json.dumps(notes)), may_change)
             old, new = self.notes, now["versions"]
             changed = [
                 f"{name} {old['versions'].get(name)} then and {new[name]} now"
@@ -189,18 +192,37 @@ class RunFolder:
                 f"{self.path} is not locked: write `with mapjax.io.RunFolder(...) as run:`."
             )
 
-    def _check_same(self, config: str | None, may_change: Collection[str]) -> None:
+    def _check_same(
+        self, config: str | None, notes: dict[str, Any], may_change: Collection[str]
+    ) -> None:
         old, new = (tomllib.loads(text or "") for text in (self.config, config))
-        other = [
-            f"`{name}` was {old.get(name)!r} and is {new.get(name)!r}"
-            for name in sorted(old.keys() | new.keys())
-            if name not in may_change and repr(old.get(name)) != repr(new.get(name))
+        pairs = {n: (old.get(n), new.get(n)) for n in sorted(old.keys() | new.keys())}
+        other = {n: pair for n, pair in pairs.items() if repr(pair[0]) != repr(pair[1])}
+        noted, here = self.notes, str(self.path.resolve())
+        ways = noted.get("folder", here), here
+        for name in notes.keys() & noted.keys():
+            if name not in other and not _same(noted[name], notes[name], ways):
+                other[name] = noted[name], notes[name]
+        wrong = [
+            f"`{name}` was {was!r} and is {now!r}"
+            for name, (was, now) in sorted(other.items())
+            if name not in may_change
         ]
-        if other:
+        if wrong:
             raise ValueError(
-                f"{self.path} holds a run with another configuration: {'; '.join(other)}. "
+                f"{self.path} holds a run with another configuration: {'; '.join(wrong)}. "
                 "Pass another folder, or delete this one."
             )
+
+
+def _same(was: Any, now: Any, ways: tuple[str, str]) -> bool:
+    """Compare notes, whose paths may have moved as the run folder has."""
+    if isinstance(was, dict) and isinstance(now, dict):  # the order is that of coefficients
+        return list(was) == list(now) and all(_same(was[n], now[n], ways) for n in was)
+    if isinstance(was, str) and isinstance(now, str) and os.path.isabs(was):
+        moved = os.path.normpath(os.path.join(ways[1], os.path.relpath(was, ways[0])))
+        return now in (was, moved)
+    return repr(was) == repr(now)
 
 
 def _locked(folder: Path) -> IO[str]:

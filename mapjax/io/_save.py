@@ -25,14 +25,15 @@ _SUFFIXES = {
     ".msgpack": "msgpack",
     "": "orbax",
 }
+_LEAST_TIED = 2  # axes: biases may begin as one array of zeros, and are not tied by that
 
 
 def save(path: str | Path, params: PyTree, *, like: str | Path | None = None) -> None:
     """Save parameters, whole or not at all.
 
     What is written has another name until it is complete and on the disk; a file that had
-    the name stays as it was until then. Tied tensors, the same array at several places, are
-    stored once in safetensors.
+    the name stays as it was until then. Tied tensors, the same array of two axes or more at
+    several places, are stored once in safetensors.
 
     Args:
         path: Without `like` the suffix tells the format: .safetensors, .npz, .msgpack, or
@@ -143,8 +144,7 @@ def _save_msgpack(path: Path, tree: PyTree) -> None:
 
 
 def _save_orbax(path: Path, tree: PyTree) -> None:
-    check_free(path)
-    check_space(path, sum(x.nbytes for x in jax.tree.leaves(tree)))
+    check_space(check_free(path), sum(x.nbytes for x in jax.tree.leaves(tree)))
     with new_folder(path) as folder:
         save_orbax(folder, tree)
 
@@ -170,7 +170,7 @@ def _tied(named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     first: dict[int, str] = {}
     tied = {}
     for name, x in named.items():
-        other = first.setdefault(id(x), name)
+        other = first.setdefault(id(x), name) if x.ndim >= _LEAST_TIED else name
         if other != name:
             tied[name] = other
     return {name: x for name, x in named.items() if name not in tied}, tied
@@ -179,16 +179,14 @@ def _tied(named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 def _is_tied(
     name: str, named: Mapping[str, Any], found: Mapping[str, str], like: AbstractCheckpoint
 ) -> bool:
-    """Say whether a further array repeats one that is saved, as it does in `like`."""
+    """Say whether a further array is one that is saved, or one that `like` ties."""
     x = named[name]
-    partners = [n for n in found if named[n].shape == x.shape]
-    if name in like.aliases:
-        partners = [n for n in partners if found[n] == like.aliases[name]]
-    if any(named[n] is x or np.array_equal(_host(named[n]), _host(x)) for n in partners):
-        return True
-    if name in like.aliases:
-        raise ValueError(
-            f"{name!r} is tied to {like.aliases[name]!r} in {like.path}, but differs from it "
-            "in `params`. Make both equal, or leave out `like`."
-        )
-    return False
+    if name not in like.aliases:
+        return x.ndim >= _LEAST_TIED and any(named[n] is x for n in found)
+    for partner in (named[n] for n in found if found[n] == like.aliases[name]):
+        if partner is x or np.array_equal(_host(partner), _host(x)):
+            return True
+    raise ValueError(
+        f"{name!r} is tied to {like.aliases[name]!r} in {like.path}, but differs from it "
+        "in `params`. Make both equal, or leave out `like`."
+    )

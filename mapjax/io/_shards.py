@@ -85,7 +85,7 @@ class Writer:
 def check_output(path: Path, shards: Shards, tensors: Mapping[str, Form]) -> int:
     """Find, before any work, what would stop `new_safetensors`; returns the bytes needed."""
     if shards.folder:
-        check_free(path)
+        path = check_free(path)
     elif path.is_dir():
         raise ValueError(f"{path} is a folder: pass the path of a file.")
     needed = 0

@@ -95,7 +95,7 @@ class AbstractCheckpoint(abc.ABC):
         shape = self.tensors[self.aliases.get(name, name)].shape
 
         def part(index: Any) -> np.ndarray:
-            return self.read(name, index).astype(wish.dtype, copy=False)
+            return _narrowed(name, self.read(name, index).astype(wish.dtype, copy=False))
 
         return jax.make_array_from_callback(shape, wish.sharding, part)
 
@@ -107,7 +107,8 @@ class AbstractCheckpoint(abc.ABC):
             index: Slices with a step of 1 of the leading axes; nothing reads everything.
 
         Raises:
-            ValueError: If there is no such tensor, or the file is damaged.
+            ValueError: If there is no such tensor, the first slice has a step, or the file is
+                damaged.
             OSError: If the file cannot be read.
         """
         name = self.aliases.get(name, name)
@@ -121,7 +122,12 @@ class AbstractCheckpoint(abc.ABC):
             first, last = 0, 1
         else:
             rows, row = info.shape[0], math.prod(info.shape[1:])
-            first, last, _ = (index[0] if index else slice(None)).indices(rows)
+            first, last, step = (index[0] if index else slice(None)).indices(rows)
+            if step != 1:
+                raise ValueError(
+                    f"`index` has the step {step} on the first axis of {name!r}, but rows are "
+                    "read one after the other: leave the step out, and slice what was read."
+                )
         last = max(first, last)
         flat = np.empty((last - first) * row, info.dtype)
         self.read_into(name, first * row, flat)
@@ -154,3 +160,19 @@ def some(names: list[str], most: int = 3) -> str:
     if not names:
         return "nothing"
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _narrowed(name: str, x: np.ndarray) -> np.ndarray:
+    """Cut 64 bits to 32 as JAX does without its switch, if numbers stay what they are."""
+    with np.errstate(over="ignore"):
+        cut = x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
+    if x.dtype.kind in "iu":
+        same = np.array_equal(cut, x)
+    else:  # digits may be lost, but nothing may become infinite
+        same = np.array_equal(np.isfinite(cut), np.isfinite(x))
+    if not same:
+        raise ValueError(
+            f"{name!r} holds {x.dtype} numbers that 32 bits do not. Enable `jax_enable_x64`, "
+            "or leave out `sharding`."
+        )
+    return cut

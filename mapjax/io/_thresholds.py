@@ -24,10 +24,11 @@ def first_pass(inputs: Inputs, ties: TIES, memory: int) -> list[list[Piece]]:
         ValueError: If `memory` is too small.
     """
     memory -= len(inputs.experts) * Histogram.nbytes
-    if ties.scope == "global":
-        return [cut(inputs, inputs.merged, memory, _COUNTING)]
+    names = [name for name in inputs.merged if inputs.base.tensors[name].size]
+    if ties.scope == "global" and names:
+        return [cut(inputs, names, memory, _COUNTING)]
     groups = []
-    for name in inputs.merged:
+    for name in names:
         pieces = cut(inputs, [name], memory, _COUNTING)
         cost = 4 * inputs.base.tensors[name].size + 64 * _READING
         fits = inputs.workers * cost <= memory
