@@ -1,6 +1,7 @@
 """Low-rank task vectors: from adapters, from dense vectors, and merged without a product."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,10 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from mapjax import _tree
-from mapjax._algebra import svd
+from mapjax._algebra import matmul, svd
+from mapjax._checks import check_count
 from mapjax._low_rank import Factored, LowRank
 from mapjax._types import ArrayLike, wide, widened
 from mapjax.task_vectors import TaskVectors, merge_leaves, read_coefficients
@@ -43,7 +46,8 @@ def from_lora(
     Raises:
         ValueError: If there are no adapters or they have no names, a key path is unknown or
             its leaf cannot be merged, an entry has other than two or three parts, the shapes
-            do not fit or a factor is not finite.
+            or the kinds of dtype do not fit, two experts split the axes of a leaf
+            differently, or a factor, an alpha or the base is not finite.
 
     Example:
         >>> import jax.numpy as jnp, mapjax as mj
@@ -58,13 +62,17 @@ def from_lora(
     """
     _check_mappings(adapters)
     leaves = _tree.leaves(base)
+    for leaf in leaves:
+        _tree.check_finite(leaf, "the base")
     known = {leaf.path: leaf for leaf in leaves}
-    for name, each in adapters.items():
-        for path, entry in each.items():
-            _check(name, path, entry, known)
+    read = [
+        {path: _read(name, path, entry, known) for path, entry in each.items()}
+        for name, each in adapters.items()
+    ]
     places = []
     for leaf in leaves:
-        entries = [each.get(leaf.path) for each in adapters.values()]
+        entries = [each.get(leaf.path) for each in read]
+        _check_split(leaf.path, dict(zip(adapters, entries, strict=True)))
         places.append(_stack(entries) if any(e is not None for e in entries) else None)
     arrays = [leaf.value if leaf.kept else jnp.asarray(leaf.value) for leaf in leaves]
     names = tuple(str(name) for name in adapters)
@@ -132,7 +140,8 @@ def low_rank(
 
     Raises:
         ValueError: If not one of rank and energy is given, or it is out of range: a rank
-            must not be larger than the smaller side of the largest matrix.
+            must not be larger than the smaller side of the largest matrix, and there must
+            be a matrix.
 
     Example:
         >>> import jax.numpy as jnp, mapjax as mj
@@ -148,6 +157,8 @@ def low_rank(
         raise ValueError(f"`rank` is {rank} and `energy` is {energy}: pass one of them.")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"`energy` is {energy}, but must be a share in (0, 1].")
+    if rank is not None:
+        check_count("rank", rank, 1)
     places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
     places = [v.dense() if isinstance(v, LowRank) else v for v in places]
     shapes = {
@@ -156,7 +167,12 @@ def low_rank(
         if v is not None and v.ndim > 2 and v.size and jnp.issubdtype(v.dtype, jnp.floating)
     }
     most = max((min(rows, columns) for _, rows, columns in shapes.values()), default=0)
-    if rank is not None and not 1 <= rank <= most:
+    if rank is not None and not shapes:
+        raise ValueError(
+            f"`rank` is {rank}, but none of `task_vectors` is a floating-point matrix that "
+            "could have one: leave them as they are."
+        )
+    if rank is not None and rank > most:
         raise ValueError(
             f"`rank` is {rank}, but must be from 1 to {most}, the smaller side of the largest "
             "matrix among the vectors."
@@ -191,8 +207,8 @@ def _check_mappings(adapters: Any) -> None:
         raise ValueError(f"`adapters` is empty: {wanted}")
 
 
-def _check(name: str, path: str, entry: Any, known: dict[str, _tree.Leaf]) -> None:
-    """Refuse an adapter that does not fit the leaf it is for."""
+def _read(name: str, path: str, entry: Any, known: dict[str, _tree.Leaf]) -> tuple:
+    """Read an adapter as arrays, or say why it does not fit the leaf it is for."""
     where = f"`adapters` of expert {name!r} for {path}"
     if path not in known:
         some = list(known)[:4]
@@ -202,23 +218,66 @@ def _check(name: str, path: str, entry: Any, known: dict[str, _tree.Leaf]) -> No
         raise ValueError(f"{where}: this leaf is not merged ({leaf.kept}).")
     if not isinstance(entry, Sequence) or len(entry) not in (2, 3):
         raise ValueError(f"{where} must be `(A, B)` or `(A, B, alpha)`.")
-    a, b = (np.shape(x) for x in entry[:2])
+    try:
+        factors = tuple(map(jnp.asarray, entry[:2]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: A and B must be arrays of numbers.") from error
+    a, b = (x.shape for x in factors)
     if len(a) < 2 or len(b) < 2 or a[-1] != b[0] or (*a[:-1], *b[1:]) != leaf.value.shape:
         raise ValueError(
             f"{where}: factors of shapes {a} and {b} do not multiply to the leaf's "
             f"{leaf.value.shape}. Pass `(A, B)` with `A @ B` of that shape: for kernels "
             "[out, in] the pair is `(lora_B, lora_A)`."
         )
-    for letter, factor in zip("AB", entry, strict=False):
+    if not a[-1]:
+        raise ValueError(f"{where} is of rank 0: leave this entry out, which adds nothing.")
+    for letter, factor in zip("AB", factors, strict=True):
+        if jnp.iscomplexobj(factor) and not jnp.iscomplexobj(leaf.value):
+            raise ValueError(
+                f"{where}: {letter} is {factor.dtype}, but the leaf is {leaf.value.dtype}. "
+                "Pass real factors."
+            )
         _tree.check_finite(_tree.Leaf(path, factor, ""), f"{letter} of adapter {name!r}")
+    return (*factors, *(_read_alpha(where, alpha) for alpha in entry[2:]))
+
+
+def _read_alpha(where: str, alpha: Any) -> Any:
+    """Refuse anything but one finite number; traced ones are not looked at."""
+    if isinstance(alpha, Tracer):
+        return alpha
+    try:
+        number = float(alpha) if np.ndim(alpha) == 0 else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f"{where}: alpha is {alpha!r}, but must be one finite number. Without a third "
+            "entry, `(A, B)`, the product is taken as it is."
+        )
+    return number
+
+
+def _check_split(path: str, entries: dict[Any, Any]) -> None:
+    """Refuse factors of a leaf of which some have other axes than those of others."""
+    rows = {name: e[0].ndim - 1 for name, e in entries.items() if e is not None}
+    first = next(iter(rows), None)
+    for name, count in rows.items():
+        if count != rows[first]:
+            raise ValueError(
+                f"`adapters` of expert {name!r} for {path}: A has the first {count} of the "
+                f"leaf's axes, but that of expert {first!r} has {rows[first]}. Reshape A and "
+                "B, so that the factors of all experts have the same axes."
+            )
 
 
 def _stack(entries: list[Any]) -> LowRank:
     """Stack the adapters of one leaf, None for an expert that has none."""
-    given = [tuple(map(jnp.asarray, e[:2])) for e in entries if e is not None]
+    given = [e[:2] for e in entries if e is not None]
     dtype = functools.reduce(
         wide, [x.dtype for pair in given for x in pair], given[0][0].dtype
     )
+    if not jnp.issubdtype(dtype, jnp.inexact):  # products with a scale are no integers
+        dtype = wide(dtype)
     rank = max(a.shape[-1] for a, _ in given)
     rows, columns = given[0][0].shape[:-1], given[0][1].shape[1:]
     firsts, seconds, scales = [], [], []
@@ -230,7 +289,7 @@ def _stack(entries: list[Any]) -> LowRank:
         firsts.append(jnp.pad(a, [*[(0, 0)] * len(rows), (0, rank - r)]))
         seconds.append(jnp.pad(b, [(0, rank - r), *[(0, 0)] * len(columns)]))
         scales.append(alpha[0] / r if alpha else 1.0)
-    scale = jnp.asarray(scales, wide(dtype))
+    scale = jnp.asarray(scales, jnp.finfo(wide(dtype)).dtype)  # real for complex factors
     return LowRank(jnp.stack(firsts), jnp.stack(seconds), scale, jnp.zeros_like(scale))
 
 
@@ -264,13 +323,15 @@ def _least_rank(values: np.ndarray, energy: float) -> int:
 def _truncate(parts: Any, rank: int, split: int, like: Array) -> LowRank:
     left, values, right = parts
     root = jnp.sqrt(values[:, :rank])
-    a, b = left[:, :, :rank] * root[:, None], root[..., None] * right[:, :rank]
-    norm = jnp.sum(values**2, axis=1)
-    lost = jnp.sum(values[:, rank:] ** 2, axis=1) / jnp.where(norm > 0, norm, 1.0)
+    a = (left[:, :, :rank] * root[:, None]).astype(like.dtype)
+    b = (root[..., None] * right[:, :rank]).astype(like.dtype)
+    # Not from the singular values alone: the factors' rounding is lost as well.
+    rest = widened(like).reshape(*left.shape[:2], -1) - matmul(widened(a), widened(b))
+    norm = jnp.linalg.norm(values, axis=1)
     shape = like.shape[1:]
     return LowRank(
-        a.reshape(-1, *shape[:split], rank).astype(like.dtype),
-        b.reshape(-1, rank, *shape[split:]).astype(like.dtype),
+        a.reshape(-1, *shape[:split], rank),
+        b.reshape(-1, rank, *shape[split:]),
         jnp.ones_like(norm),
-        jnp.sqrt(lost),
+        jnp.linalg.norm(rest, axis=(1, 2)) / jnp.where(norm > 0, norm, 1.0),
     )

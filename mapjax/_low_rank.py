@@ -5,7 +5,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from mapjax._types import ArrayLike, wide, widened
 
@@ -26,8 +26,8 @@ class LowRank(eqx.Module):
             Euclidean norm; 0 for adapters, which are exact.
     """
 
-    a: Float[Array, "coefficients *rows rank"]
-    b: Float[Array, "coefficients rank *columns"]
+    a: Inexact[Array, "coefficients *rows rank"]
+    b: Inexact[Array, "coefficients rank *columns"]
     scale: Float[Array, " coefficients"]
     error: Float[Array, " coefficients"]
 
@@ -41,7 +41,7 @@ class LowRank(eqx.Module):
         """Shape of the array that this stands for, `(coefficients, ...)`."""
         return (*self.a.shape[:-1], *self.b.shape[2:])
 
-    def dense(self) -> Float[Array, "coefficients ..."]:
+    def dense(self) -> Inexact[Array, "coefficients ..."]:
         """Multiply the factors out, at the memory of dense vectors."""
         a, b = self.matrices()
         dense = self.scale[:, None, None] * jnp.matmul(a, b, precision=HIGHEST)
@@ -49,7 +49,7 @@ class LowRank(eqx.Module):
             jnp.promote_types(self.a.dtype, self.b.dtype)
         )
 
-    def combine(self, c: Float[Array, " coefficients"]) -> Float[Array, "..."]:
+    def combine(self, c: Inexact[Array, " coefficients"]) -> Inexact[Array, "..."]:
         r"""Sum $\sum_i c_i v_i$ as one product, of the factors side by side."""
         a, b = self.matrices()
         weighted = (c * self.scale).astype(a.dtype)[:, None, None] * b
@@ -57,8 +57,8 @@ class LowRank(eqx.Module):
         return total.reshape(self.shape[1:])
 
     def apply(
-        self, x: Float[Array, "..."], c: Float[Array, " coefficients"]
-    ) -> Float[Array, "..."]:
+        self, x: Inexact[Array, "..."], c: Inexact[Array, " coefficients"]
+    ) -> Inexact[Array, "..."]:
         r"""Multiply inputs by $\sum_i c_i v_i$ without making it: $\sum_i c_i (x A_i) B_i$.
 
         Args:
@@ -74,12 +74,16 @@ class LowRank(eqx.Module):
         return found.reshape(*found.shape[:-1], *columns)
 
     def gram(self) -> Float[Array, "coefficients coefficients"]:
-        r"""Give the scalar products $\langle v_i, v_j \rangle$, from the factors alone."""
+        r"""Give the scalar products $\langle v_i, v_j \rangle$, from the factors alone.
+
+        Those of complex vectors are real parts. Rounding may leave a square that should be
+        zero a little below it.
+        """
         a, b = self.matrices()
         a = self.scale[:, None, None] * a
-        first = jnp.einsum("idr,jds->ijrs", a, a, precision=HIGHEST)
-        second = jnp.einsum("irk,jsk->ijrs", b, b, precision=HIGHEST)
-        return jnp.sum(first * second, axis=(2, 3))
+        first = jnp.einsum("idr,jds->ijrs", a, a.conj(), precision=HIGHEST)
+        second = jnp.einsum("irk,jsk->ijrs", b, b.conj(), precision=HIGHEST)
+        return jnp.sum(first * second, axis=(2, 3)).real
 
     def matrices(self) -> tuple[Array, Array]:
         """Give the factors as matrices, in the dtype to compute in."""
@@ -102,9 +106,9 @@ class Factored(eqx.Module):
         coefficients: $c$, one per expert.
     """
 
-    base: Float[Array, "..."]
+    base: Inexact[Array, "..."]
     update: LowRank
-    coefficients: Float[Array, " coefficients"]
+    coefficients: Inexact[Array, " coefficients"]
 
     __array_ufunc__ = None  # a NumPy array on the left leaves the product to this class
 
@@ -113,13 +117,18 @@ class Factored(eqx.Module):
         """Shape of the leaf that this stands for."""
         return self.base.shape
 
-    def __rmatmul__(self, x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
-        """Multiply inputs `[..., rows]` by the merged matrix `[rows, columns]`."""
+    def __rmatmul__(self, x: Inexact[ArrayLike, "..."]) -> Inexact[Array, "..."]:
+        """Multiply inputs `[..., rows]` by the merged matrix `[rows, columns]`.
+
+        A leaf with more axes is a stack of matrices to `@`, and is multiplied out first.
+        """
+        if self.base.ndim != 2:
+            return jnp.matmul(x, self.dense())
         plain = jnp.matmul(x, self.base)
         update = self.update.apply(jnp.asarray(x), self.coefficients)
         return (plain + update).astype(plain.dtype)
 
-    def dense(self) -> Float[Array, "..."]:
+    def dense(self) -> Inexact[Array, "..."]:
         """Multiply out: the leaf as `mapjax.merge` makes it."""
         total = widened(self.base)
         return (total + self.update.combine(self.coefficients)).astype(self.base.dtype)

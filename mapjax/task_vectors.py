@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, PyTree
 
 from mapjax import _tree
 from mapjax._low_rank import LowRank
@@ -60,7 +61,8 @@ class TaskVectors(eqx.Module):
         Left alone, and listed by `left_alone`: integers, booleans, random keys, leaves
         that are not arrays, and BatchNorm statistics (flax's `batch_stats` collection
         and `nnx.BatchStat`). A difference is computed in float32 at least and rounded to
-        the wider of the two leaves' dtypes, unless a wider one is asked for.
+        the wider of the two leaves' dtypes, bfloat16 for floats of eight bits, unless a
+        wider one is asked for.
 
         Args:
             base: The pretrained parameters.
@@ -77,8 +79,8 @@ class TaskVectors(eqx.Module):
         Raises:
             ValueError: If there are no experts, a name comes twice, a tree differs
                 (missing, extra or renamed leaf, shape, kind of dtype), nothing can be
-                merged, a parameter is NaN or infinite, or `dtype` is not floating-point.
-                The key path is named.
+                merged, a parameter is NaN or infinite, a difference overflows its dtype,
+                or `dtype` is not floating-point. The key path is named.
 
         Example:
             >>> import jax.numpy as jnp, mapjax as mj
@@ -106,10 +108,14 @@ class TaskVectors(eqx.Module):
             for leaf in column:
                 _tree.check_finite(leaf, owner)
         arrays = [leaf.value if leaf.kept else _array(leaf) for leaf in base_leaves]
-        vectors = [
-            None if leaf.kept else _differences(array, [_array(e) for e in others], kept)
-            for leaf, array, *others in zip(base_leaves, arrays, *columns, strict=True)
-        ]
+        vectors = []
+        for leaf, array, *others in zip(base_leaves, arrays, *columns, strict=True):
+            if leaf.kept:
+                vectors.append(None)
+                continue
+            v, finite = _differences(array, [_array(e) for e in others], kept)
+            _check_overflow(leaf.path, names, v, finite)
+            vectors.append(v)
         return cls(_tree.rebuild(base, arrays), _tree.rebuild(base, vectors), names)
 
     @property
@@ -141,7 +147,7 @@ class TaskVectors(eqx.Module):
 
     def norms(self) -> Float[Array, " coefficients"]:
         r"""Compute the Euclidean norm $\lVert v_i \rVert$ of each task vector, in float32."""
-        return jnp.sqrt(jnp.diagonal(_gram(self)))
+        return _norms(_gram(self))
 
     def cosine_similarity(self) -> Float[Array, "coefficients coefficients"]:
         r"""Compute the cosines between task vectors.
@@ -150,7 +156,7 @@ class TaskVectors(eqx.Module):
         without much interference. A vector of norm zero has cosine 0 with every other.
         """
         gram = _gram(self)
-        norms = jnp.sqrt(jnp.diagonal(gram))
+        norms = _norms(gram)
         safe = jnp.where(norms > 0, norms, 1.0)  # an unchanged expert has no direction
         return jnp.clip(gram / (safe[:, None] * safe), -1.0, 1.0)
 
@@ -333,17 +339,38 @@ def _floating(dtype: Any) -> Any:
 
 
 @eqx.filter_jit
-def _differences(base: Array, experts: list[Array], dtype: Any) -> Array:
+def _differences(
+    base: Array, experts: list[Array], dtype: Any
+) -> tuple[Array, Bool[Array, " tasks"]]:
+    """Stack the differences, and say which experts' are finite."""
+
     def one(expert: Array) -> Array:
         kept = wide(base.dtype, expert.dtype)
         kept = kept if dtype is None else wide(kept, dtype)
+        if kept.itemsize == 1:  # few differences of such floats are such floats
+            kept = jnp.dtype(jnp.bfloat16)
         sums = wide(kept)
         return (expert.astype(sums) - base.astype(sums)).astype(kept)
 
     columns = [one(expert) for expert in experts]
     # Experts of different width stack as the widest of them.
     widest = functools.reduce(wide, [v.dtype for v in columns])
-    return jnp.stack([v.astype(widest) for v in columns])
+    v = jnp.stack([v.astype(widest) for v in columns])
+    return v, jnp.all(jnp.isfinite(v), axis=tuple(range(1, v.ndim)))
+
+
+def _check_overflow(
+    path: str, names: Sequence[str], v: Array, finite: Bool[Array, " tasks"]
+) -> None:
+    """Refuse differences of finite leaves that are not finite; skipped if traced."""
+    if isinstance(finite, Tracer) or all(finite.tolist()):
+        return
+    name = names[finite.tolist().index(False)]
+    raise ValueError(
+        f"Leaf {path} of expert {name!r} is so far from the base that the difference "
+        f"overflows {v.dtype}. Keep differences wider, with `dtype=jnp.float32`; if they "
+        "are as wide already, that leaf is broken: load another checkpoint."
+    )
 
 
 @eqx.filter_jit
@@ -357,6 +384,13 @@ def _gram(task_vectors: TaskVectors) -> Float[Array, "coefficients coefficients"
         gram = jnp.matmul(flat, flat.conj().T, precision=jax.lax.Precision.HIGHEST)
         total = total + gram.real
     return total
+
+
+def _norms(
+    gram: Float[Array, "coefficients coefficients"],
+) -> Float[Array, " coefficients"]:
+    # Rounding can leave products of factors that cancel a little below zero.
+    return jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
 
 
 def _is_low_rank(node: Any) -> bool:

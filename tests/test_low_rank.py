@@ -4,6 +4,7 @@ import math
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -239,7 +240,7 @@ def test_nothing_comes_of_a_zero_vector():
     [
         ({}, "`rank` is None and `energy` is None: pass one"),
         ({"rank": 2, "energy": 0.5}, "`rank` is 2 and `energy` is 0.5: pass one"),
-        ({"rank": 0}, "`rank` is 0, but must be from 1 to 24"),
+        ({"rank": 0}, "`rank` is 0, but must be an int of at least 1"),
         ({"rank": 25}, "`rank` is 25, but must be from 1 to 24"),
         ({"energy": 0.0}, r"`energy` is 0.0, but must be a share in \(0, 1\]"),
         ({"energy": 1.5}, "`energy` is 1.5"),
@@ -250,7 +251,16 @@ def test_ranks_out_of_range_are_refused(options, message):
         low_rank(dense_vectors(), **options)
 
 
-A, B = np.ones((3, 1), "f"), np.ones((1, 4), "f")
+def test_ranks_that_are_no_integers_and_vectors_without_matrices_are_refused():
+    unchecked: Any = low_rank.__wrapped__  # the type checks of tests would be first
+    with pytest.raises(ValueError, match=r"`rank` is 2\.0, but must be an int of at"):
+        unchecked(dense_vectors(), rank=2.0)
+    flat = mj.TaskVectors.from_params({"bias": jnp.zeros(3)}, [{"bias": jnp.ones(3)}])
+    with pytest.raises(ValueError, match="`rank` is 1, but none of `task_vectors` is a"):
+        low_rank(flat, rank=1)
+
+
+A, B, K = np.ones((3, 1), "f"), np.ones((1, 4), "f"), np.ones((3, 2, 1), "f")
 
 
 @pytest.mark.parametrize(
@@ -263,12 +273,90 @@ A, B = np.ones((3, 1), "f"), np.ones((1, 4), "f")
         ({"x": {"['w']": (A,)}}, r"must be `\(A, B\)` or"),
         ({"x": {"['w']": (B.T, A.T)}}, r"shapes \(4, 1\) and \(1, 3\) do not .*\(3, 4\)"),
         ({"x": {"['w']": (A, np.nan * B)}}, r"\['w'\] of B of adapter 'x' holds NaN"),
+        (
+            {"x": {"['w']": (A, 1j * B)}},
+            r"'x' for \['w'\]: B is complex64, but the leaf is f",
+        ),
+        ({"x": {"['w']": (A, "B")}}, r"'x' for \['w'\]: A and B must be arrays of numbers"),
+        (
+            {"x": {"['w']": (A, B, None)}},
+            r"'x' for \['w'\]: alpha is None, but must be one",
+        ),
+        (
+            {"x": {"['w']": (A, B, np.nan)}},
+            r"'x' for \['w'\]: alpha is nan, but must be one",
+        ),
+        ({"x": {"['w']": (A, B, [1.0])}}, r"alpha is \[1.0\], but must be one finite"),
+        ({"x": {"['w']": (A[:, :0], B[:0], 1.0)}}, r"'x' for \['w'\] is of rank 0: leave"),
+        (
+            {"x": {"['k']": (A, np.ones((1, 2, 2)))}, "y": {"['k']": (K, np.ones((1, 2)))}},
+            r"'y' for \['k'\]: A has the first 2 of the leaf's axes.* 'x' has 1. Reshape",
+        ),
     ],
 )
 def test_adapters_that_do_not_fit_are_refused(given, message):
-    base = {"w": jnp.zeros((3, 4)), "step": jnp.array(1)}
+    base = {"w": jnp.zeros((3, 4)), "k": jnp.zeros((3, 2, 2)), "step": jnp.array(1)}
     with pytest.raises(ValueError, match=message):
         from_lora(base, given)
+
+
+def test_a_base_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match=r"Leaf \(root\) of the base holds NaN"):
+        from_lora(jnp.full((3, 4), jnp.nan), {"x": {"(root)": (A, B)}})
+
+
+@pytest.mark.parametrize("of", [np.asarray, np.ndarray.tolist])
+def test_adapters_of_integers_and_lists_are_not_truncated(of):
+    a, b = np.arange(3)[:, None], np.arange(4)[None]
+    tv = from_lora(jnp.zeros((3, 4)), {"x": {"(root)": (of(a), of(b), 0.5)}})
+    np.testing.assert_array_equal(tv.vectors.dense()[0], 0.5 * a * b)
+    np.testing.assert_array_equal(mj.merge(tv, [1.0]), 0.5 * a * b)
+
+
+def test_a_leaf_of_three_axes_multiplies_as_the_dense_one(example):
+    *_, tv = example
+    c = jnp.array([0.5, 2.0])
+    x = draw(np.random.default_rng(6), ROWS, 7, 2)
+    want = x @ mj.merge(tv, c)["query"]
+    np.testing.assert_allclose(x @ merge_factored(tv, c)["query"], want, atol=1e-5)
+
+
+def test_norms_of_complex_factors_are_those_of_their_products():
+    rng = np.random.default_rng(7)
+    pairs = [
+        tuple(draw(rng, *s) + 1j * draw(rng, *s) for s in ((ROWS, 2), (2, COLUMNS)))
+        for _ in range(2)
+    ]
+    base = jnp.zeros((ROWS, COLUMNS), "complex64")
+    tv = from_lora(base, {"x": {"(root)": pairs[0]}, "y": {"(root)": pairs[1]}})
+    x, y = (a @ b for a, b in pairs)
+    norms = np.linalg.norm(x), np.linalg.norm(y)
+    np.testing.assert_allclose(tv.norms(), norms, rtol=1e-5)
+    cosine = np.vdot(x, y).real / math.prod(norms)
+    np.testing.assert_allclose(tv.cosine_similarity()[0, 1], cosine, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mj.merge(tv, [0.0, 1.0]), y, rtol=1e-4, atol=1e-4)
+
+
+def test_factors_that_cancel_have_a_norm():
+    rng = np.random.default_rng(8)
+    for _ in range(20):  # the rounding of some is below zero
+        a, b = draw(rng, ROWS, 2), draw(rng, 1, COLUMNS)
+        pair = np.hstack([a, -a]), np.vstack([b, 0.3 * b, b, 0.3 * b])
+        tv = from_lora(jnp.zeros((ROWS, COLUMNS)), {"x": {"(root)": pair}})
+        np.testing.assert_allclose(tv.norms(), 0, atol=0.02)
+        np.testing.assert_array_equal(np.isfinite(tv.cosine_similarity()), True)
+
+
+def test_the_error_has_the_rounding_of_the_factors():
+    rng = np.random.default_rng(9)
+    exact = draw(rng, 20, 2) @ draw(rng, 2, 16)
+    tv = mj.TaskVectors.from_params(jnp.zeros((20, 16), "bfloat16"), [exact])
+    tv = eqx.tree_at(lambda tv: tv.vectors, tv, tv.vectors.astype("bfloat16"))
+    low, v = low_rank(tv, rank=2).vectors, np.asarray(tv.vectors[0], float)
+    a, b = (np.asarray(x[0], float) for x in (low.a, low.b))
+    want = np.linalg.norm(v - a @ b) / np.linalg.norm(v)
+    np.testing.assert_allclose(low.error[0], want, rtol=1e-4)
+    assert want > 1.1 * np.linalg.norm(np.linalg.svd(v)[1][2:]) / np.linalg.norm(v)
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,21 @@ def test_one_trace_serves_all_coefficients(monkeypatch):
     assert len(traced) == 1
 
 
+def test_coefficients_that_are_no_numbers_are_not_taken_for_zeros():
+    for rule in RULES:
+        made = make(rule)
+        c = np.r_[np.nan, np.ones(made.num_coefficients - 1)]
+        merged = leaves(merges(made, [c])[0])
+        assert all(np.isnan(x).all() for x in merged.values()), rule
+
+
+def test_the_largest_coefficients_give_proportions():
+    made = make("weighted_average")
+    for c in ([3e38, 3e38, 3e38], [3e38, 1e38, 0]):
+        want = leaves(made(np.divide(c, 3e38)))
+        assert_close(made(np.array(c, "f")), want, 1e-6)
+
+
 def test_what_rules_refuse():
     tv = draw(3)
     with pytest.raises(ValueError, match=r"shape \(2,\), but there are 3 experts"):

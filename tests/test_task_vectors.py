@@ -373,6 +373,21 @@ def test_leaves_of_eight_bits_are_merged(other):
     np.testing.assert_allclose(
         tv.norms()[0], np.linalg.norm(trees[1] - trees[0]), rtol=1e-5
     )
-    assert mj.TaskVectors.from_params(base, [expert]).vectors["w"].dtype == (
-        jnp.bfloat16 if other == "float8_e5m2" else other
-    )
+    by_default = mj.TaskVectors.from_params(base, [expert]).vectors["w"]
+    assert by_default.dtype == ("float32" if other == "float32" else "bfloat16")
+
+
+def test_differences_that_overflow_are_refused():
+    base = {"v": jnp.ones(2, "float16"), "w": jnp.array([0, 6e4], "float16")}
+    experts = {"x": base, "y": jax.tree.map(jnp.negative, base)}
+    make = mj.TaskVectors.from_params
+    with pytest.raises(
+        ValueError, match=r"\['w'\] of expert 'y'.*overflows float16.*`dtype=jnp.float32`"
+    ):
+        make(base, experts)
+    merged = mj.merge(make(base, experts, dtype=jnp.float32), [0.0, 1.0])
+    np.testing.assert_array_equal(merged["w"], experts["y"]["w"])
+    # Not looked at while tracing.
+    assert not np.isfinite(jax.jit(lambda *x: make(*x).vectors["w"])(base, experts)).all()
+    small = jnp.array([384.0], "float8_e4m3fn")
+    np.testing.assert_array_equal(make(small, [-small]).vectors.astype(float), -768)

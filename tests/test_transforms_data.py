@@ -13,7 +13,7 @@ import reference_spectral as reference
 from flax import nnx
 
 import mapjax as mj
-from mapjax import transforms
+from mapjax import rules, transforms
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(11, 4)).astype(np.float32)
@@ -148,6 +148,38 @@ def test_bad_grams_are_explained():
         transforms.gram_matrices(mlp, experts[0], X[:0])
     with pytest.raises(ValueError, match="`batch_size` is 0"):
         transforms.gram_matrices(mlp, experts[0], X, batch_size=0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_grams_that_are_not_finite_are_refused(value):
+    tv, experts, inputs = draw()
+    grams: list[Any] = [
+        transforms.gram_matrices(mlp, e, x) for e, x in zip(experts, inputs, strict=True)
+    ]
+    gram = grams[1]["['b']"]
+    grams[1]["['b']"] = transforms.Gram(
+        gram.matrix.at[0, 1].set(value), gram.num_rows, gram.axes
+    )
+    for regmean in (transforms.regmean, rules.regmean_mean):
+        with pytest.raises(
+            ValueError, match=r"'expert_1' has NaN or infinite entries for \['b'\]: look"
+        ):
+            regmean(tv, grams)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e-3])
+def test_weights_that_are_none_are_refused(value):
+    tv, experts, _ = draw()
+    squares = [jax.tree.map(jnp.square, e) for e in experts]
+    squares[1]["bias"] = squares[1]["bias"].at[2].set(value)
+    message = (
+        r"` of expert 'expert_1' has negative, NaN or infinite entries for leaf \['bias'"
+    )
+    for mean in (transforms.fisher_weighted, rules.fisher_mean, transforms.ota):
+        with pytest.raises(ValueError, match=message):
+            mean(tv, squares)
+    # Not looked at while tracing.
+    jax.eval_shape(lambda f: transforms.fisher_weighted(tv, f).vectors, squares)
 
 
 def negative_log_likelihood(params, example):

@@ -12,7 +12,7 @@ from mapjax._types import widened
 from mapjax.rules._rule import MergeRule, dense, weighted_sum
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_positive, check_share
-from mapjax.transforms._given import PerTask, each_task, weights_like
+from mapjax.transforms._given import PerTask, each_task
 from mapjax.transforms._gram import match_grams
 from mapjax.transforms._matrices import (
     InputAxes,
@@ -22,6 +22,7 @@ from mapjax.transforms._matrices import (
     to_matrices,
 )
 from mapjax.transforms._regmean import damped, equilibrate
+from mapjax.transforms._weighted import read_weights
 from mapjax.transforms._wudi import root_moments
 
 
@@ -45,7 +46,8 @@ def fisher_mean(task_vectors: TaskVectors, fishers: PerTask) -> MergeRule:
         The rule; see `MergeRule` for what coefficients mean.
 
     Raises:
-        ValueError: If the names, key paths or shapes are not those of the experts.
+        ValueError: If the names, key paths or shapes are not those of the experts, or a
+            weight is negative, NaN or infinite.
 
     Example:
         >>> import jax.numpy as jnp, mapjax as mj
@@ -59,8 +61,7 @@ def fisher_mean(task_vectors: TaskVectors, fishers: PerTask) -> MergeRule:
         arXiv 2111.09832, Eq. 4.
     """
     task_vectors = dense(task_vectors)
-    given = each_task(task_vectors, fishers, "fishers")
-    rows = weights_like(task_vectors, given, "fishers")
+    rows = read_weights(task_vectors, fishers, "fishers")
     data = [_relative(jnp.stack([widened(f) for f in row])) for row in rows]
     return MergeRule(task_vectors, data, _fisher, (None,) * len(data))
 
@@ -89,7 +90,7 @@ def regmean_mean(
 
     Raises:
         ValueError: If the names are not those of the experts, Gram matrices do not fit the
-            kernels, or `off_diagonal` is outside [0, 1].
+            kernels or are not finite, or `off_diagonal` is outside [0, 1].
 
     References:
         Jin et al., *Dataless Knowledge Fusion by Merging Weights of Language Models*, ICLR

@@ -105,10 +105,10 @@ def dense(task_vectors: TaskVectors) -> TaskVectors:
 def _merge(rule: MergeRule, c: Array) -> PyTree:
     tv = rule.task_vectors
     c = widened(c)
-    c = jnp.where(c >= 0, c, 0)
-    total = jnp.sum(c, axis=0)
-    w = c / jnp.where(total > 0, total, 1)
-    scale = total if rule.scales else jnp.where(total > 0, 1.0, 0.0)
+    c = jnp.where(c < 0, 0, c)  # which keeps NaN
+    w, total = _proportions(c)
+    once = jnp.where(total == 0, 0.0, jnp.where(total > 0, 1.0, total))
+    scale = jnp.sum(c, axis=0) if rule.scales else once
     groups = group_numbers(tv)
 
     def own(x: Array, path: str) -> Array:
@@ -128,6 +128,15 @@ def _merge(rule: MergeRule, c: Array) -> PyTree:
         )
     ]
     return _tree.rebuild(tv.base, merged)
+
+
+def _proportions(c: Float[Array, "tasks ..."]) -> tuple[Array, Array]:
+    """Divide coefficients by their sum; also return it, times a power of two."""
+    # The sum of the largest numbers would be infinite, and the reciprocal that XLA divides
+    # by flushed to zero. A power of two rounds nothing.
+    c = jnp.where(jnp.max(c, axis=0) > 1, c * 0.5**64, c)
+    total = jnp.sum(c, axis=0)
+    return c / jnp.where(total == 0, 1, total), total
 
 
 def weighted_sum(weights: Array, vectors: Float[Array, "tasks ..."]) -> Array:

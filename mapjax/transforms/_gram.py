@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from mapjax import _tree
@@ -115,7 +116,7 @@ def match_grams(
         both if there are none.
 
     Raises:
-        ValueError: If they do not fit. The key path is named.
+        ValueError: If they do not fit, or are not finite. The key path is named.
     """
     named = tensors(task_vectors)
     for name, grams in zip(task_vectors.names, given, strict=True):
@@ -150,6 +151,16 @@ def match_grams(
                     f"{v.shape[1:]}; expected is {wanted} for axes {present[0].axes}. "
                     "Compute all with the same `predict` from the experts themselves."
                 )
+            _check_finite(name, path, gram.matrix)
         shapes.append(matrix_shape(v.shape[1:], present[0].axes))
         data.append((jnp.stack([gram.matrix for gram in present]),))
     return tuple(shapes), data
+
+
+def _check_finite(name: str, path: str, matrix: Array) -> None:
+    if not isinstance(matrix, Tracer) and not bool(jnp.isfinite(matrix).all()):
+        raise ValueError(
+            f"`grams` of expert {name!r} has NaN or infinite entries for {path}: look for "
+            "them in the inputs that `gram_matrices` was given, and in what the expert "
+            "makes of these."
+        )

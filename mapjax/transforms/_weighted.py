@@ -1,10 +1,13 @@
 """Means weighted entry by entry: by Fisher information, or by an optimizer's moments."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from mapjax._tensors import replace_tensors, tensors
+from mapjax._tensors import replace_tensors, tensor_paths, tensors
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_density
@@ -33,7 +36,8 @@ def fisher_weighted(task_vectors: TaskVectors, fishers: PerTask) -> TaskVectors:
         Task vectors whose sum is the weighted mean.
 
     Raises:
-        ValueError: If the names, key paths or shapes are not those of the experts.
+        ValueError: If the names, key paths or shapes are not those of the experts, or a
+            weight is negative, NaN or infinite.
 
     Example:
         >>> import jax.numpy as jnp, mapjax as mj
@@ -46,8 +50,7 @@ def fisher_weighted(task_vectors: TaskVectors, fishers: PerTask) -> TaskVectors:
         Matena and Raffel, *Merging Models with Fisher-Weighted Averaging*, NeurIPS 2022,
         arXiv 2111.09832, Eq. 4.
     """
-    given = each_task(task_vectors, fishers, "fishers")
-    weights = weights_like(task_vectors, given, "fishers")
+    weights = read_weights(task_vectors, fishers, "fishers")
     return replace_tensors(
         task_vectors, _weigh(list(tensors(task_vectors).values()), weights)
     )
@@ -77,20 +80,45 @@ def ota(
         Task vectors whose sum is the published merge.
 
     Raises:
-        ValueError: If the names, key paths or shapes are not those of the experts, or
-            `density` is outside (0, 1].
+        ValueError: If the names, key paths or shapes are not those of the experts, a moment
+            is negative, NaN or infinite, or `density` is outside (0, 1].
 
     References:
         Mahdavinia et al., *Harnessing Optimization Dynamics for Curvature-Informed Model
         Merging*, 2025, arXiv 2509.11167.
     """
     check_density(density)
-    given = each_task(task_vectors, second_moments, "second_moments")
-    moments = weights_like(task_vectors, given, "second_moments")
+    moments = read_weights(task_vectors, second_moments, "second_moments")
     vectors = list(tensors(task_vectors).values())
     kept = None if density == 1 else counts(vectors, density, "global")
     edited = _ota(vectors, moments, kept)
     return replace_tensors(task_vectors, edited)
+
+
+def read_weights(
+    task_vectors: TaskVectors, given: PerTask, argument: str
+) -> list[list[Array]]:
+    """Find the weights of every task, for every tensor; traced values are not looked at.
+
+    Raises:
+        ValueError: If they do not fit the tensors, or one is negative, NaN or infinite. The
+            expert and the key path are named.
+    """
+    weights = weights_like(task_vectors, each_task(task_vectors, given, argument), argument)
+    for path, row in zip(tensor_paths(task_vectors), weights, strict=True):
+        for name, w in zip(task_vectors.names, row, strict=True):
+            if not isinstance(w, Tracer) and not bool(_are_weights(w)):
+                raise ValueError(
+                    f"`{argument}` of expert {name!r} has negative, NaN or infinite entries "
+                    f"for leaf {path}, but means need weights of zero or more: compute them "
+                    "again, or repair that leaf."
+                )
+    return weights
+
+
+@eqx.filter_jit
+def _are_weights(w: Array) -> Any:
+    return jnp.all((w >= 0) & jnp.isfinite(w))
 
 
 @eqx.filter_jit
