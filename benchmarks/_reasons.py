@@ -22,7 +22,7 @@ REASONS: dict[str, str] = {
     "the uniform one, which suits equal preference.",
     "iso_c": _HELD_OUT,
     "tsv": _HELD_OUT,
-    "ties": _ONE_POINT,
+    "ties": _HELD_OUT,
     "direct_mixed_regmean": _ALL_WON,
     "task_arithmetic": _ONE_POINT,
     "adamerging": _HELD_OUT,
