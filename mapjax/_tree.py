@@ -126,14 +126,16 @@ def _nested(paths: list[str]) -> set[str]:
 
 def check_finite(leaf: Leaf, owner: str) -> None:
     """Refuse NaN and infinity in parameters; skipped for traced values."""
-    if leaf.kept or isinstance(leaf.value, Tracer):
-        return
-    finite = _all_finite(leaf.value)
-    if not bool(finite):
+    if not leaf.kept and not is_finite(leaf.value):
         raise ValueError(
             f"Leaf {leaf.path} of {owner} holds NaN or infinite values, which would "
             "spread to every merge. Load another checkpoint or repair that leaf."
         )
+
+
+def is_finite(x: Any) -> bool:
+    """Tell whether no entry is NaN or infinite; of traced values this is taken as given."""
+    return isinstance(x, Tracer) or bool(_all_finite(x))
 
 
 def values_up_to(tree: PyTree, other: PyTree) -> list[Any]:

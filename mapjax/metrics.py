@@ -148,6 +148,10 @@ def _mean_of_each(values: Array) -> Array:
     return values.reshape(values.shape[0], -1).mean(axis=1)
 
 
+def _any_of_each(flags: Array) -> Array:
+    return flags.reshape(flags.shape[0], -1).any(axis=1)
+
+
 def _no_class(labels: Array, outputs: Array) -> Array:
     """Tell which labels are none of the classes, such as -100 for what is to be masked."""
     return (labels < 0) | (labels >= (2 if _is_single(outputs) else outputs.shape[-1]))
@@ -162,8 +166,8 @@ def _accuracy(outputs: Any, targets: Array) -> Array:
     outputs = _one_array(outputs)
     labels = _labels(outputs, targets)
     hits = _mean_of_each(1.0 * (_classes(outputs) == labels))
-    missing = jnp.isnan(outputs).reshape(len(hits), -1).any(axis=1)
-    return _nan_if(missing | (_mean_of_each(1.0 * _no_class(labels, outputs)) > 0), hits)
+    missing = _any_of_each(jnp.isnan(outputs))
+    return _nan_if(missing | _any_of_each(_no_class(labels, outputs)), hits)
 
 
 def _cross_entropy(outputs: Any, targets: Array) -> Array:

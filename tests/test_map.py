@@ -383,19 +383,3 @@ def test_scores_outside_the_range_of_a_link_keep_the_samples():
         mj.map_front(lambda c: 100 * two_corners(c), link="sigmoid", rounds=1, **ASKED)
     assert len(vars(caught.value)["samples"]) == 12
     assert "in `samples` of this exception" in " ".join(caught.value.__notes__)
-
-
-def test_an_evaluator_that_contradicts_the_arguments_is_told_so():
-    tv = mj.TaskVectors.from_params(jnp.zeros(2), [jnp.ones(2), jnp.arange(2.0)])
-    tasks = [
-        mj.Task(
-            n,
-            lambda p, x: x * p[0],
-            jnp.ones(3),
-            jnp.ones(3),
-            mj.metrics.mean_squared_error,
-        )
-        for n in "ab"
-    ]
-    with pytest.raises(ValueError, match="but the evaluator says"):
-        mj.map_front(mj.Evaluator(tv, tasks), budget=12, directions="maximize", key=KEY)

@@ -6,6 +6,7 @@ import sys
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -145,3 +146,19 @@ print(mj.Task(3, never, np.ones(1), np.ones(1)).name)
     assert len(found) == len(wanted)
     for line, words in zip(found, wanted, strict=True):
         assert line.startswith(words)
+
+
+def test_an_evaluator_that_contradicts_the_arguments_is_told_so():
+    tv = mj.TaskVectors.from_params(jnp.zeros(2), [jnp.ones(2), jnp.arange(2.0)])
+    tasks = [
+        mj.Task(
+            n,
+            lambda p, x: x * p[0],
+            jnp.ones(3),
+            jnp.ones(3),
+            mj.metrics.mean_squared_error,
+        )
+        for n in "ab"
+    ]
+    with pytest.raises(ValueError, match="but the evaluator says"):
+        mj.map_front(mj.Evaluator(tv, tasks), budget=12, directions="maximize", key=KEY)

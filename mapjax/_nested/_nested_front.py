@@ -266,7 +266,7 @@ def _num_evaluations(n: int, num_preferences: int) -> int:
 
 def _set_front(run: Run, tree: Tree, rows: np.ndarray, by_outputs: bool) -> None:
     """Predict the scores of merges and keep those that none dominates."""
-    dtype = np.asarray(run.domain.box[0]).dtype
+    dtype = run.domain.lower.dtype
     rows, index = np.unique(rows.astype(dtype), axis=0, return_index=True)
     if by_outputs:
         run.predict(rows)

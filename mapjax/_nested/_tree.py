@@ -88,7 +88,7 @@ class Tree:
 
     def evaluate(self, rows: np.ndarray, num_tasks: list[int]) -> None:
         """Evaluate merges, each for so many tasks, that were not evaluated in this run."""
-        rows = np.asarray(rows, np.asarray(self.run.domain.box[0]).dtype)
+        rows = np.asarray(rows, self.run.domain.lower.dtype)
         new = {}
         for row, below in zip(rows, num_tasks, strict=True):
             if row.tobytes() not in self.seen | set(new):
@@ -103,7 +103,7 @@ class Tree:
 
     def scores(self) -> tuple[np.ndarray, np.ndarray]:
         """Predict the scores of the final merges in their planes, and the deviations."""
-        factors = self.path[-1][2].astype(np.asarray(self.run.domain.box[0]).dtype)
+        factors = self.path[-1][2].astype(self.run.domain.lower.dtype)
         fits = zip(self.last_fits, factors, strict=True)
         both = [(np.asarray(fit(xy)), np.asarray(fit.std(xy))) for fit, xy in fits]
         scores, std = zip(*both, strict=True)
@@ -267,10 +267,7 @@ class Tree:
 
             def by_plane(xy: np.ndarray, fit=fit, gain=gains[k]) -> np.ndarray:
                 return (
-                    np.asarray(fit(xy.astype(np.asarray(run.domain.box[0]).dtype)))[
-                        ..., wanted
-                    ]
-                    @ gain
+                    np.asarray(fit(xy.astype(run.domain.lower.dtype)))[..., wanted] @ gain
                 )
 
             found.append(maximise(by_plane, low[k : k + 1], high[k : k + 1])[0])
@@ -278,9 +275,7 @@ class Tree:
 
     def _predict(self, function: Any, rows: np.ndarray) -> np.ndarray:
         """Predict many merges, equal ones once, in few sizes of batches."""
-        flat = rows.reshape(-1, rows.shape[-1]).astype(
-            np.asarray(self.run.domain.box[0]).dtype
-        )
+        flat = rows.reshape(-1, rows.shape[-1]).astype(self.run.domain.lower.dtype)
         unique, places = np.unique(flat, axis=0, return_inverse=True)
         size = next(size for size in _BLOCKS if size >= len(unique) or size == _BLOCKS[-1])
         filler = np.repeat(unique[:1], -len(unique) % size, axis=0)

@@ -53,8 +53,6 @@ def pick(
     limit = read_memory(memory)
     if any(weight < 0 for weight in weights.values()):
         raise UsageError("--preference has a weight below 0.")
-    import numpy as np
-
     from mapjax.io import RunFolder
     from mapjax.io._model_card import score
 
@@ -78,14 +76,14 @@ def pick(
     c = [float(x) for x in chosen]
     found = score(solution, chosen)
     judged = (found["measured"] if verified else found["predicted"]) or []
+    exact = solution.front.scores.dtype.type  # as wishes were when the merge was chosen
     missed = [
         f"{name}={wish:g}"
         for name, got, direction in zip(
             solution.task_names, judged, solution.directions, strict=False
         )
         if (wish := least.get(name)) is not None
-        # As exactly as scores are kept, which is how the merge was chosen.
-        and (got < np.float32(wish) if direction == "maximize" else got > np.float32(wish))
+        and (got < exact(wish) if direction == "maximize" else got > exact(wish))
     ]
     words = [*preference, *(f"require {pair}" for pair in require)]
     if save is not None and not missed:

@@ -84,7 +84,7 @@ class Recorder:
             self.shapes = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
         self._outputs: dict[bytes, list[np.ndarray]] = {}
         self._known: dict[bytes, np.ndarray] = {}
-        self._to_check: list[bytes] = []
+        self._unchecked: bytes | None = None
         self._asked: dict[bytes, None] = {}
         self._dtype = np.dtype(jnp.zeros(()).dtype)
         if self.path is not None:
@@ -136,8 +136,9 @@ class Recorder:
             ValueError: If the scores do not have the shape `[candidates, tasks]`, or what a
                 file holds is no longer what is measured.
         """
-        if self._to_check:
-            self._check_unchanged(self._to_check.pop())
+        if self._unchecked is not None:
+            self._check_unchanged(self._unchecked)
+            self._unchecked = None
         rows = np.ascontiguousarray(coefficients, self._dtype)
         keys = [row.tobytes() for row in rows]
         first = {key: row for key, row in zip(keys, rows, strict=True)}
@@ -298,8 +299,8 @@ class Recorder:
                 ) from error
             self._known[row.tobytes()] = score
             runs.append((row.tobytes(), sample.get("run")))
-        if isinstance(self.problem.evaluate, Evaluator):
-            self._to_check = [key for key, _ in runs[-1:]]
+        if isinstance(self.problem.evaluate, Evaluator) and runs:
+            self._unchecked, _ = runs[-1]
         while runs and runs[-1][1] == self.run:
             runs.pop()
         if self.run is not None:

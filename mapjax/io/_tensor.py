@@ -164,8 +164,11 @@ def some(names: list[str], most: int = 3) -> str:
 
 def _narrowed(name: str, x: np.ndarray) -> np.ndarray:
     """Cut 64 bits to 32 as JAX does without its switch, if numbers stay what they are."""
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    if dtype == x.dtype:
+        return x
     with np.errstate(over="ignore"):
-        cut = x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
+        cut = x.astype(dtype)
     if x.dtype.kind in "iu":
         same = np.array_equal(cut, x)
     else:  # digits may be lost, but nothing may become infinite

@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from mapjax import _tree
@@ -158,7 +157,7 @@ def match_grams(
 
 
 def _check_finite(name: str, path: str, matrix: Array) -> None:
-    if not isinstance(matrix, Tracer) and not bool(jnp.isfinite(matrix).all()):
+    if not _tree.is_finite(matrix):
         raise ValueError(
             f"`grams` of expert {name!r} has NaN or infinite entries for {path}: look for "
             "them in the inputs that `gram_matrices` was given, and in what the expert "
