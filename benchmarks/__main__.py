@@ -16,13 +16,14 @@ RESULTS = Path(__file__).with_name("results")
 # Licences, and suites that differ from another in a detail, are for those who name them.
 USUAL_SUITES = ("digits3", "digits8", "vision8", "sentiment4")
 USUAL_BUDGETS = ("N+1", "48", "2p")
+USUAL_SEEDS = (0, 1, 2, 3, 4)
 
 
 def run(
     suite: Sequence[str] = USUAL_SUITES,
     methods: Sequence[str] = tuple(METHODS),
     budget: Sequence[str] = USUAL_BUDGETS,
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    seeds: Sequence[int] = USUAL_SEEDS,
     quick: bool = False,
     fresh: bool = False,
     processes: int | None = None,
@@ -50,6 +51,14 @@ def run(
             ~/.cache/mapjax, those of `--quick` apart.
     """
     if quick:
+        asked = {
+            "--suite": (suite, USUAL_SUITES),
+            "--budget": (budget, USUAL_BUDGETS),
+            "--seeds": (seeds, USUAL_SEEDS),
+        }
+        changed = [name for name, (given, usual) in asked.items() if [*given] != [*usual]]
+        if changed := [*changed, *(["--pool"] if pool else [])]:
+            print(f"--quick takes the place of {', '.join(changed)}.", file=sys.stderr)
         suite, seeds, budget, pool = ("digits3", "digits8"), (0, 1), ("N+1", "2p"), 500
         processes = processes or (2 if jax.default_backend() == "cpu" else 1)
     for given, known in ((suite, SUITES), (methods, METHODS)):
@@ -58,6 +67,8 @@ def run(
     for given in budget:
         if given not in ("N+1", "2p") and not given.isdecimal():
             sys.exit(f"--budget {given!r} is neither a number nor N+1 or 2p.")
+        if given.isdecimal() and int(given) < 1:
+            sys.exit(f"--budget {given!r} is less than 1, the fewest evaluations.")
     troubles: list[str] = []
     for name in suite:
         try:

@@ -164,7 +164,7 @@ def _begin(turns: Any, processes: int, keep_programs: bool) -> None:
 
 def _keep_programs() -> None:
     jax.config.update("jax_compilation_cache_dir", str(CACHE / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @functools.lru_cache(maxsize=1)

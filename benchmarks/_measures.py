@@ -23,7 +23,8 @@ class Record(NamedTuple):
         evaluated: Coefficients `[k, C]`, in the order in which they were evaluated.
         scores: Their scores `[k, T]` on the validation examples.
         coefficients: Points `[P, C]` of the proposed front, those that are judged.
-        predicted: What the method takes their scores to be, `[P, T]`.
+        predicted: What the method takes their scores to be, `[P, T]`; of a rule that has a
+            merge for each preference, these preferences, of length one.
         std: Standard deviations of these; NaN where the method has none.
         validation: Their true scores on the validation examples.
         test: The same on the test examples.
@@ -67,7 +68,8 @@ def record(truth: Truth, method: str, budget: int, *, verify: int = 100) -> Reco
         method: One of `METHODS`.
         budget: The most evaluations.
         verify: Points spread over a front that are judged, besides what twice as many
-            preferences pick.
+            preferences pick; of a rule that has a merge for each preference, the merges of
+            these and of the uniform one.
 
     Raises:
         RuntimeError: If the method evaluates more merges than it may.
@@ -78,7 +80,16 @@ def record(truth: Truth, method: str, budget: int, *, verify: int = 100) -> Reco
     seconds, peak_memory = time.perf_counter() - begun, peak()
     if len(found.evaluated) > budget:
         raise RuntimeError(f"{method} made {len(found.evaluated)} of {budget} evaluations.")
-    shown = truth.shown(found, verify)
+    if found.by_preference:
+        n = found.coefficients.shape[1]
+        asked = np.concatenate([np.full((1, n), 1 / n), truth.preferences[: 2 * verify]])
+        # Of unit vectors none has a larger product with a preference than its own, so that
+        # each of them picks the merge that the rule made for it.
+        units = asked / np.linalg.norm(asked, axis=1, keepdims=True)
+        found = found._replace(coefficients=asked, predicted=units)
+        shown = np.arange(len(asked))
+    else:
+        shown = truth.shown(found, verify)
     kept = found.coefficients[shown]
 
     def on(evaluator: mj.Evaluator) -> np.ndarray:

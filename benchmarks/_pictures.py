@@ -23,7 +23,8 @@ def by_evaluations(suite: str, figures: dict[str, Any], path: Path) -> None:
     figure, shown = new_figure(10.5, 3.8), {}
     runs = {m: figures["methods"][m] for m in METHODS if m in figures["methods"]}
     ours = [m for m in runs if METHODS[m].is_ours]
-    theirs = sorted({*runs} - {*ours}, key=lambda m: -_last(runs[m], _PANELS[0][0]))
+    theirs = [m for m in runs if not METHODS[m].is_ours]
+    theirs.sort(key=lambda m: -_last(runs[m], _PANELS[0][0]))
     styles: dict[str, dict[str, Any]] = {
         m: {"color": c, "marker": "o", "ms": 3.5}
         for m, c in zip(ours, _COLORS, strict=False)

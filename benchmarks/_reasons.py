@@ -27,7 +27,5 @@ REASONS: dict[str, str] = {
     "task_arithmetic": _ONE_POINT,
     "adamerging": _HELD_OUT,
     "wudi_mean": _HELD_OUT,
-    "scalar_quadratic": "`map_front` samples where its front is, and not the box that R2 is "
-    "taken over; with `rounds=1` it samples the box.",
 }
 """By the method that is ahead."""

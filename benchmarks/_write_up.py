@@ -20,7 +20,10 @@ the same points; 2p is (N + 1)(N + 2).
 - *hypervolume*: percent of the box from zero to the best known of every task that is \
 dominated by what was evaluated and by the *points* of the proposed front that were judged, \
 each really evaluated for this, on top of the budget; methods without a surrogate propose \
-only what they have evaluated. *of evaluated*: by what was evaluated alone.
+only what they have evaluated. *of evaluated*: by what was evaluated alone. Rules with a merge \
+for each preference (RegMean, Fisher and WUDI means, ReACT) answer every preference \
+themselves, and are judged by these answers, which cost no evaluation; rewarded soups are \
+picked by what was evaluated, which is kinder to their regret.
 - *IGD+*: how far the same points stay behind the best front known (all methods and the pool \
 of direct evaluations), in percent of each task's best.
 - *regret*: what a preference loses against the best merge known, in points of the metric, \

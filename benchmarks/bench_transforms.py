@@ -2,7 +2,8 @@
 
 Coefficients are chosen on validation examples; all figures are of test examples. Of the
 budget, eight evaluations look for the common scale of the rule's vectors, which sets the
-box, and `map_front` spends the rest. Scores are shown in points (hundredths).
+box, and `map_front` spends the rest. What a rule reads is of training examples. Scores are
+shown in points (hundredths).
 """
 
 import argparse
@@ -27,16 +28,16 @@ KEY = jax.random.key(0)
 
 
 def grams(suite: Suite) -> list[Any]:
-    """Collect the inputs of every matrix product, per task, without labels."""
+    """Collect the inputs of every matrix product on training examples, without labels."""
     vectors = suite.task_vectors
     return [
         transforms.gram_matrices(task.predict, mj.merge(vectors, one), task.inputs)
-        for task, one in zip(suite.validation.tasks, np.eye(vectors.num_tasks), strict=True)
+        for task, one in zip(suite.train.tasks, np.eye(vectors.num_tasks), strict=True)
     ]
 
 
 def fishers(suite: Suite) -> list[Any]:
-    """Estimate each expert's diagonal Fisher information, with labels."""
+    """Estimate each expert's diagonal Fisher information, with training labels."""
 
     def fisher(task: Any, params: Any) -> Any:
         def loss(params: Any, example: Any) -> jax.Array:
@@ -50,7 +51,7 @@ def fishers(suite: Suite) -> list[Any]:
     vectors = suite.task_vectors
     return [
         fisher(task, mj.merge(vectors, one))
-        for task, one in zip(suite.validation.tasks, np.eye(vectors.num_tasks), strict=True)
+        for task, one in zip(suite.train.tasks, np.eye(vectors.num_tasks), strict=True)
     ]
 
 

@@ -5,16 +5,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from mapjax import _tree
 from mapjax._algebra import matmul, svd
 from mapjax._checks import check_count
+from mapjax._jit import jit
 from mapjax._low_rank import Factored, LowRank
 from mapjax._types import ArrayLike, wide, widened
 from mapjax.task_vectors import TaskVectors, merge_leaves, read_coefficients
@@ -182,8 +181,8 @@ def low_rank(
         batches.setdefault((rows, columns, places[i].dtype), []).append(i)
     for (rows, columns, _), members in batches.items():
         count = len(task_vectors.names)
-        matrices = [places[i].reshape(count, rows, columns) for i in members]
-        left, values, right = _decompose(jnp.stack(matrices))
+        vectors = [places[i] for i in members]
+        left, values, right = _decompose(vectors, (count, rows, columns))
         for k, i in enumerate(members):
             r = rank or _least_rank(np.asarray(values[k]), energy or 1.0)
             r = min(r, rows, columns)
@@ -302,14 +301,15 @@ def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return k, int(np.prod(shape[:k])), int(np.prod(shape[k:]))
 
 
-@eqx.filter_jit
+@jit
 def _decompose(
-    matrices: Float[Array, "tensors coefficients rows columns"],
+    vectors: list[Array], shape: tuple[int, int, int]
 ) -> tuple[Array, Array, Array]:
-    flat = matrices.reshape(-1, *matrices.shape[2:])
+    count, rows, columns = shape
+    flat = jnp.stack([v.reshape(shape) for v in vectors]).reshape(-1, rows, columns)
 
-    found = svd(widened(flat), max(1, _AT_ONCE // (flat.shape[1] * flat.shape[2])))
-    left, values, right = (x.reshape(*matrices.shape[:2], *x.shape[1:]) for x in found)
+    found = svd(widened(flat), max(1, _AT_ONCE // (rows * columns)))
+    left, values, right = (x.reshape(-1, count, *x.shape[1:]) for x in found)
     return left, values, right
 
 
@@ -319,7 +319,7 @@ def _least_rank(values: np.ndarray, energy: float) -> int:
     return 1 + int(np.max(np.sum(total < energy * total[:, -1:], axis=1)))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@jit
 def _truncate(parts: Any, rank: int, split: int, like: Array) -> LowRank:
     left, values, right = parts
     root = jnp.sqrt(values[:, :rank])

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mapjax import _tree
+from mapjax._jit import jit
 from mapjax._low_rank import LowRank
 from mapjax._types import ArrayLike, Rule, wide, widened
 
@@ -373,7 +374,7 @@ def _check_overflow(
     )
 
 
-@eqx.filter_jit
+@jit
 def _gram(task_vectors: TaskVectors) -> Float[Array, "coefficients coefficients"]:
     total = jnp.zeros((task_vectors.num_tasks,) * 2)
     for v in jax.tree.leaves(task_vectors.vectors, is_leaf=_is_low_rank):

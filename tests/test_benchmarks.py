@@ -4,13 +4,27 @@ import importlib.resources
 import json
 import pathlib
 import re
+from functools import partial
+from typing import Any
 
+import jax
 import moocore
 import numpy as np
 import pytest
 from bench_tools import N, toy_suite
 
-from benchmarks import _compare, _front_tables, _measures, _truth, _write_up
+import mapjax as mj
+from benchmarks import (
+    __main__,
+    _compare,
+    _front_tables,
+    _measures,
+    _speed_tables,
+    _truth,
+    _write_up,
+    bench_search,
+    bench_transforms,
+)
 from benchmarks._reasons import REASONS
 from benchmarks.methods import METHODS, Method
 from benchmarks.methods._found import best_of
@@ -150,6 +164,29 @@ def test_figures_of_a_run_are_those_of_numpy(truth, proposing):
     assert "least_r2" not in figures  # it has no surrogate
 
 
+def test_a_rule_that_answers_every_preference_is_judged_by_its_answers(truth):
+    run = _measures.record(truth, "wudi_mean", N + 1, verify=5)
+    preferences = truth.preferences[:10]
+    asked = np.concatenate([np.full((1, N), 1 / N), preferences])
+    np.testing.assert_array_equal(run.coefficients, asked)
+    answers = mj.Evaluator(
+        mj.rules.wudi_mean(truth.suite.task_vectors), truth.suite.validation.tasks
+    )
+    np.testing.assert_allclose(run.validation, answers(asked), atol=1e-6)
+    assert len(run.evaluated) == N + 1
+    truth.preferences = preferences  # each has its own merge, be it the best for it or not
+    truth.add(run.coefficients, run.validation, "another")
+    figures = _measures.judge(run, truth, np.ones(N), None)
+    gained = np.sum(preferences * run.validation[1:], axis=1)
+    lost = np.mean(truth.reachable().preferred - gained)
+    assert figures["regret"] == pytest.approx(100 * lost)
+    assert figures["normalized_average"] == pytest.approx(100 * run.test[0].mean())
+    together = np.concatenate([run.scores, run.validation])
+    assert figures["hypervolume"] == truth.hypervolume(together)
+    assert (figures["evaluations"], figures["points"]) == (N + 1, 11)
+    assert {"coverage", "least_r2"}.isdisjoint(figures)  # nothing was predicted
+
+
 def test_a_method_may_not_spend_more_than_its_budget(truth, proposing, monkeypatch):
     spends = Method(lambda suite, budget: propose(suite, budget + 1), "none")
     monkeypatch.setitem(METHODS, "spends", spends)
@@ -201,6 +238,69 @@ def test_runs_of_two_processes_are_those_of_one(tmp_path):
         assert "seconds" not in together  # which others have slowed down
         for measure in {*alone} - {"seconds", "peak_megabytes"}:
             assert together[measure] == alone[measure], measure
+
+
+@pytest.mark.parametrize("budget", ["0", "00", "-3", "1.5"])
+def test_a_budget_that_is_none_is_refused_before_any_work(budget, monkeypatch):
+    monkeypatch.setattr(_compare, "compare", None)
+    with pytest.raises(SystemExit, match=f"--budget '{budget}' is "):
+        __main__.run(suite=["tiny"], budget=["48", budget])
+
+
+def test_quick_says_what_it_takes_the_place_of(tmp_path, monkeypatch, capsys):
+    plans = []
+
+    def compare(plan, *arguments, **options):
+        plans.append((plan.suite, plan.pool, *arguments[1:]))
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(_compare, "compare", compare)
+    for given, words in (
+        ({}, ""),
+        (
+            {"suite": ["vision8"], "seeds": [3], "budget": ["48"], "pool": 7},
+            "--quick takes the place of --suite, --budget, --seeds, --pool.\n",
+        ),
+    ):
+        with pytest.raises(SystemExit, match="enough"):
+            __main__.run(quick=True, output=tmp_path, **given)
+        assert capsys.readouterr().err == words
+    assert plans == 2 * [(s, 500, ("N+1", "2p"), (0, 1)) for s in ("digits3", "digits8")]
+
+
+def test_rules_read_training_examples_alone(suite):
+    nothing = suite._replace(validation=None, test=None)
+    experts = [mj.merge(suite.task_vectors, one) for one in np.eye(N)]
+    for task, params, gram in zip(
+        suite.train.tasks, experts, bench_transforms.grams(nothing), strict=True
+    ):
+        expected = mj.transforms.gram_matrices(task.predict, params, task.inputs)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), gram, expected)
+    assert len(bench_transforms.fishers(nothing)) == N
+
+
+def test_pymoos_front_is_what_none_dominates_in_its_last_population():
+    directions = np.asarray(mj.pareto.reference_directions(3, 20), float)
+    function = bench_search.in_numpy(bench_search.quadratics(3))
+    found = bench_search.with_pymoo(function, 3, directions, 5, 0)
+    assert moocore.is_nondominated(found, keep_weakly=True).all()
+    problem = bench_search.InPymoo(function, 3, 3)
+    algorithm = bench_search.PymooNSGA3(ref_dirs=directions, pop_size=len(directions))
+    done: Any = bench_search.minimize(problem, algorithm, ("n_gen", 5), seed=0)
+    last = done.pop.get("F")
+    np.testing.assert_array_equal(found, last[moocore.is_nondominated(last)])
+    assert len(bench_search.thinned(last, 4)) == 4
+
+
+def test_the_report_of_search_shows_what_was_measured_and_no_more():
+    folder = pathlib.Path(_write_up.__file__).with_name("results")
+    figures = json.loads((folder / "search.json").read_text())["figures"]
+    new = "hypervolume_over_pymoo_of_as_many_points"
+    for name in ("N = T = 2", "N = T = 4"):
+        figures[name].pop(new, None)
+    figures["N = T = 4"][new] = 1.234
+    *_, two, four, _ = _speed_tables.search(figures).split("\n\n")[2].splitlines()
+    assert (two.split("|")[5].strip(), four.split("|")[5].strip()) == ("", "1.23")
 
 
 def test_budgets_go_by_the_number_of_experts():

@@ -16,9 +16,7 @@ from benchmarks.methods import METHODS, _botorch, _closed, _direct, _paper, _sin
 from benchmarks.methods._registry import NOT_RUN
 
 ONES_WITH_A_SERVER = {"botorch_qnehvi"}
-DRIVERS = {name for name, method in METHODS.items() if method.is_ours} | {
-    "scalar_quadratic"
-}
+DRIVERS = {name for name, method in METHODS.items() if method.is_ours}
 TESTED = sorted({*METHODS} - ONES_WITH_A_SERVER - DRIVERS | {"map_front"})
 SINGLE = {"task_arithmetic", "ties", "dare", "tsv", "iso_c", "wudi"}
 TUNED = {"adamerging", "adamerging_layerwise"}
@@ -171,6 +169,16 @@ def test_scales_are_the_published_default_and_others_spread_over_the_grid(suite)
     kept = sparse != 0
     assert 0 < kept.mean() < 0.3
     np.testing.assert_allclose(sparse[kept], 10 * dense[kept], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "most"), [("ties", 3.0), ("dare", 1.0), ("wudi", 1.0)])
+def test_scales_of_rules_reach_down_as_far_as_those_of_task_arithmetic(name, most, suite):
+    found = METHODS[name].run(suite, 20)
+    scales = found.evaluated[:, 0]
+    assert scales[0] == 1  # as published
+    assert (scales.min(), scales.max()) == (0.05, most)
+    # All that there are, at 2p for three experts: none is left for larger budgets.
+    assert len(scales) == len(METHODS[name].run(suite, 99).evaluated) < 20
 
 
 def test_preferences_are_of_each_task_of_all_and_random():

@@ -21,7 +21,8 @@ def by_preference(
     points = preferences(budget, suite.task_vectors.num_tasks, suite.seed)
     made = rule(suite)
     evaluator = with_rule(suite.validation, made)
-    return best_of(points, np.asarray(evaluator(points, progress=False), float), made)
+    scores = np.asarray(evaluator(points, progress=False), float)
+    return best_of(points, scores, made)._replace(by_preference=True)
 
 
 def preferences(count: int, num_tasks: int, seed: int) -> np.ndarray:

@@ -73,6 +73,19 @@ def react(suite: Suite, most: int = 500) -> Any:
     return mj.rules.react(suite.task_vectors, tasks[0].predict, inputs)
 
 
+def on_match_layers(suite: Suite, budget: int, **options: Any) -> Found:
+    """Run `map_front` on the preferences of `rules.match_layers`, which reads the same."""
+    return with_driver(suite, budget, rule=match_layers(suite), **options)
+
+
+def match_layers(suite: Suite, most: int = 500) -> Any:
+    """Solve for every kernel, up to what tasks share."""
+    tasks = suite.train.tasks
+    inputs = [jax.tree.map(lambda x: x[:most], task.inputs) for task in tasks]
+    predict = suite.features or tasks[0].predict
+    return mj.rules.match_layers(suite.task_vectors, predict, inputs)
+
+
 def regmean(suite: Suite) -> mj.TaskVectors:
     """Make the vectors of RegMean."""
     return mj.transforms.regmean(*with_grams(suite))

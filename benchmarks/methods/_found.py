@@ -24,6 +24,8 @@ class Found(NamedTuple):
         surrogate: From coefficients to predicted scores, where the method has one.
         rule: What the coefficients go into: task vectors or a function `coefficients ->
             parameters`. None stands for the suite's own task vectors.
+        by_preference: Whether each preference has a merge of its own, whose coefficients it
+            is: nothing is predicted, and no front is picked from.
     """
 
     evaluated: np.ndarray
@@ -33,6 +35,7 @@ class Found(NamedTuple):
     std: np.ndarray | None = None
     surrogate: Callable[[np.ndarray], Any] | None = None
     rule: Any = None
+    by_preference: bool = False
 
 
 def best_of(points: np.ndarray, scores: np.ndarray, rule: Any = None) -> Found:

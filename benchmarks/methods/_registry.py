@@ -53,6 +53,9 @@ METHODS: dict[str, Method] = {
         True,
         only=_SHARED_HEAD,
     ),
+    "map_front_match_layers": Method(
+        _drivers.on_match_layers, "on the preferences of `rules.match_layers`", True
+    ),
     "map_front_one_shot": Method(
         partial(_drivers.with_driver, rounds=1), "`rounds=1`", True
     ),
@@ -83,6 +86,7 @@ METHODS: dict[str, Method] = {
         partial(_drivers.with_driver, surrogate="quadratic", rounds=1),
         "the paper's surrogate, fitted and searched by mapjax: "
         '`surrogate="quadratic"`, `rounds=1`',
+        True,
     ),
     "paper_protocol": Method(
         _paper.paper_protocol,
@@ -127,17 +131,18 @@ METHODS: dict[str, Method] = {
         partial(
             _single.at_one_scale,
             transform=lambda vectors, _: transforms.ties(vectors, scope="global"),
-            scales=_single.first(1.0, 0.8, 3.0, 0.1),
+            scales=(1.0, 0.05, *(i / 10 for i in range(1, 10)), 1.2, 1.5, 2.0, 2.5, 3.0),
         ),
-        "the top 20 % of the whole model; 1, then 0.8 to 3 by 0.1",
+        "the top 20 % of the whole model; 1, then 0.05, 0.1 to 0.9 by 0.1, 1.2, 1.5 and 2 to "
+        "3 by 0.5",
     ),
     "dare": Method(
         partial(
             _single.at_one_scale,
             transform=_single.dare,
-            scales=(1.0, 0.1, 0.3, 0.5, 0.7, 0.9),
+            scales=_single.first(1.0, 0.05, 0.9, 0.05),
         ),
-        "90 % dropped, task arithmetic of the rest; 1, then 0.1 to 0.9 by 0.2",
+        "90 % dropped, task arithmetic of the rest; 1, then 0.05 to 0.9 by 0.05",
     ),
     "tsv": Method(
         partial(
@@ -159,9 +164,10 @@ METHODS: dict[str, Method] = {
         partial(
             _single.at_one_scale,
             transform=lambda vectors, _: transforms.wudi(vectors),
-            scales=(1.0,),
+            scales=_single.first(1.0, 0.05, 0.9, 0.05),
         ),
-        "the minimum in closed form (published is an early-stopped Adam); no scale",
+        "the minimum in closed form (published is an early-stopped Adam, and no scale); 1, "
+        "then 0.05 to 0.9 by 0.05",
     ),
     "regmean_mean": Method(
         partial(_closed.by_preference, rule=_closed.regmean_mean),
@@ -175,6 +181,11 @@ METHODS: dict[str, Method] = {
         partial(_closed.by_preference, rule=_closed.wudi_mean),
         "the vectors alone; a solve per preference",
     ),
+    "match_layers": Method(
+        partial(_closed.by_preference, rule=_drivers.match_layers),
+        "`rules.match_layers`, without a driver: up to 500 unlabelled inputs a task",
+        True,
+    ),
     "react": Method(
         partial(_closed.by_preference, rule=_drivers.react),
         "corrects the last layer of the uniform merge (on that of AdaMerging, the paper's, "
@@ -184,7 +195,9 @@ METHODS: dict[str, Method] = {
     "adamerging": Method(
         _tuned.adamerging,
         "a coefficient per task; 500 steps of Adam with 1e-3 from 0.3 on the entropy of 16 "
-        "unlabelled validation inputs a task, which are not counted as evaluations",
+        "unlabelled validation inputs a task, which are not counted as evaluations; 0.3 for "
+        "every expert is published, and is too much for digits8's eight: a dead merge, which "
+        "the steps do not revive",
     ),
     "adamerging_layerwise": Method(
         partial(_tuned.adamerging, by="tensor"),

@@ -1,11 +1,13 @@
 """What a suite is: models, and examples to choose and to judge merges by."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
 import mapjax as mj
 
@@ -36,6 +38,8 @@ class Suite(NamedTuple):
         validation: Scores merges on the examples that coefficients are chosen on.
         test: Scores merges on examples that nothing was chosen on.
         held_out: Scores merges on test examples of two tasks that no model was trained on.
+        features: Where tasks keep heads of their own: from parameters and inputs to what
+            these read.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Suite(NamedTuple):
     validation: mj.Evaluator
     test: mj.Evaluator
     held_out: mj.Evaluator
+    features: Callable[[PyTree, PyTree], Array] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

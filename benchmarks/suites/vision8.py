@@ -135,6 +135,7 @@ def load(seed: int = 0, *, base_steps: int = 600, expert_steps: int = 600) -> Su
         vectors,
         *map(on, ("train", "validation", "test")),
         held_out=mj.Evaluator(vectors, held_out),
+        features=features,
     )
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from mapjax._jit import jit
 from mapjax._tensors import base_tensors, tensors
 from mapjax._types import wide
 from mapjax.task_vectors import TaskVectors
@@ -137,7 +137,7 @@ def check_shared_base(
         )
 
 
-@eqx.filter_jit
+@jit
 def _moments(pairs: list[tuple[Array, Array]]) -> Float[Array, "3 tasks"]:
     """Sum base times base, base times change, and change times change."""
 

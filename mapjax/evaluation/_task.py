@@ -123,7 +123,7 @@ class Task(eqx.Module):
             return jax.tree.map(jnp.add, total, jax.tree.map(widened, found)), None
 
         # In float32 at least: a sum in bfloat16 stops growing after some hundred terms.
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x.dtype)), smooth)
+        zeros = jax.tree.map(lambda x: jnp.zeros_like(x, wide(x.dtype)), smooth)
         start = jnp.zeros(()), zeros
         (score, gradient), _ = jax.lax.scan(add, start, (inputs, targets, mask))
         n = self.num_examples

@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from mapjax import _tree
+from mapjax._jit import automatic, jit
 from mapjax._types import ArrayLike, widened
 from mapjax.design import to_simplex
+from mapjax.rules._rule import check_preference
 from mapjax.task_vectors import TaskVectors, merge
 from mapjax.transforms._checks import check_positive
 from mapjax.transforms._fisher import count_examples
@@ -64,27 +66,17 @@ class ReACT(eqx.Module):
         """
         return "axial"
 
-    def __call__(self, preference: ArrayLike) -> PyTree:
+    def __call__(self, preference: ArrayLike | Sequence[float]) -> PyTree:
         """Solve for the last kernel; no preference at all counts as an equal one.
 
         Raises:
             ValueError: If there is not one number per expert.
         """
-        if jnp.shape(preference) != (self.num_coefficients,):
-            raise ValueError(
-                f"A preference of shape {jnp.shape(preference)} was given for the experts "
-                f"{self.coefficient_names}: pass one number for each, shape "
-                f"({self.num_coefficients},). For a batch, use jax.vmap(rule)(coefficients)."
-            )
+        check_preference(preference, self.coefficient_names)
         p = to_simplex(jnp.asarray(preference))
-        with jax.default_matmul_precision("highest"):
-            moments, targets = (
-                jnp.tensordot(p, x, 1) for x in (self.moments, self.targets)
-            )
-            kernel = jnp.linalg.solve(moments, targets)
         leaves, place_of_bias = jax.tree.leaves(self.merged), self.places[1]
         old = leaves[self.places[0]]
-        leaves[self.places[0]] = kernel.astype(old.dtype)
+        leaves[self.places[0]] = _solve(p, self.moments, self.targets, old)
         if self.biases is not None and place_of_bias is not None:
             bias = jnp.tensordot(p, self.biases, 1)
             leaves[place_of_bias] = bias.astype(leaves[place_of_bias].dtype)
@@ -170,7 +162,19 @@ def react(
     )
 
 
-@eqx.filter_jit
+@jit
+def _solve(
+    p: Float[Array, " tasks"],
+    moments: Float[Array, "tasks inputs inputs"],
+    targets: Float[Array, "tasks inputs outputs"],
+    old: Float[Array, "inputs outputs"],
+) -> Float[Array, "inputs outputs"]:
+    with jax.default_matmul_precision("highest"):
+        moments, targets = (jnp.tensordot(p, x, 1) for x in (moments, targets))
+        return jnp.linalg.solve(moments, targets).astype(old.dtype)
+
+
+@jit
 def _solve_for_task(
     z: Float[Array, "examples inputs"],
     y: Float[Array, "examples inputs"],
@@ -201,12 +205,22 @@ def _features(
     def first_output(kernel: Array, example: PyTree) -> Array:
         params_with = _tree.rebuild(params, [*leaves[:place], kernel, *leaves[place + 1 :]])
         outputs = predict(params_with, jax.tree.map(lambda x: x[None], example))
-        return outputs.reshape(-1)[0]
+        return _first(outputs)
 
     def one(example: PyTree) -> Array:
-        return jax.grad(first_output)(widest, example)[:, 0]
+        return _column(jax.grad(first_output)(widest, example))
 
     return jax.lax.map(one, inputs, batch_size=64)
+
+
+@automatic
+def _first(outputs: Array) -> Array:
+    return outputs.reshape(-1)[0]
+
+
+@automatic
+def _column(kernel: Array) -> Array:
+    return kernel[:, 0]
 
 
 def _last_layer(predict: Predict, params: PyTree, inputs: PyTree) -> tuple[int, int | None]:
@@ -219,7 +233,10 @@ def _last_layer(predict: Predict, params: PyTree, inputs: PyTree) -> tuple[int, 
     outputs = jnp.asarray(predict(params, some))
     outputs = outputs.reshape(len(outputs), -1)
     if kernel.ndim == 2 and outputs.shape[1] == kernel.shape[1]:
-        bias = _bias(predict, params, some, outputs.shape[1])
+        # With another kernel, lest a bias below the last one be taken for that beside it.
+        twice = [leaf.value for leaf in leaves]
+        twice[place] = 2 * kernel
+        bias = _bias(predict, _tree.rebuild(params, twice), some, outputs.shape[1])
         product = _features(predict, params, place, some) @ kernel
         product = product + (0 if bias is None else leaves[bias].value)
         off = jnp.max(jnp.abs(widened(outputs) - product))

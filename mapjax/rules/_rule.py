@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from mapjax import _tree
+from mapjax._jit import jit
 from mapjax._tensors import (
     base_tensors,
     per_task,
@@ -96,12 +98,22 @@ class MergeRule(eqx.Module):
         return _merge(self, read_coefficients(self.task_vectors, coefficients))
 
 
+def check_preference(preference: ArrayLike | Sequence[float], names: Sequence[str]) -> None:
+    """Refuse what is not one number per expert."""
+    if np.shape(preference) != (len(names),):
+        raise ValueError(
+            f"A preference of shape {np.shape(preference)} was given for the experts "
+            f"{tuple(names)}: pass one number for each, shape ({len(names)},). For a batch, "
+            "use jax.vmap(rule)(coefficients)."
+        )
+
+
 def dense(task_vectors: TaskVectors) -> TaskVectors:
     """Multiply out vectors that are kept as factors: a rule reads every entry."""
     return replace_tensors(task_vectors, list(tensors(task_vectors).values()))
 
 
-@eqx.filter_jit
+@jit
 def _merge(rule: MergeRule, c: Array) -> PyTree:
     tv = rule.task_vectors
     c = widened(c)

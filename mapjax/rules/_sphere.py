@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from mapjax._algebra import HIGHEST
+from mapjax._jit import jit
 from mapjax._tensors import base_tensors, sum_tasks, tensors
 from mapjax._types import widened
 from mapjax.rules._rule import MergeRule, dense
@@ -144,7 +144,7 @@ def _rule(
     return MergeRule(task_vectors, data, change, shapes)
 
 
-@eqx.filter_jit
+@jit
 def _directions(
     vectors: list[Array], bases: list[Array] | None, shapes: tuple[Shape | None, ...]
 ) -> tuple[Float[Array, "tasks directions"], Float[Array, "tasks tasks directions"]]:

@@ -1,9 +1,9 @@
 """Model Breadcrumbs: neither the largest nor the smallest entries."""
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mapjax._jit import jit
 from mapjax._tensors import edit_each, replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_number
@@ -63,7 +63,7 @@ def breadcrumbs(
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _breadcrumbs(
     vectors: list[Array], kept: list[Array], outliers: list[Array]
 ) -> list[Array]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
 from mapjax import _tree
+from mapjax._jit import jit
 from mapjax._low_rank import HIGHEST, LowRank
 from mapjax.task_vectors import TaskVectors
 
@@ -122,7 +122,7 @@ def _to_cores(v: LowRank) -> tuple[Array, Array, Array | None]:
     return cores[:, :k, :m], left[:, :k], right[:, :m].T
 
 
-@eqx.filter_jit
+@jit
 def _cores(v: LowRank) -> tuple[Array, ...]:
     a, b = v.matrices()
     (left, s), (right, t) = _left_basis(a), _left_basis(jnp.swapaxes(b, 1, 2))
@@ -136,7 +136,7 @@ def _to_aligned(v: LowRank) -> tuple[Array, Array, Array | None]:
     return aligned[:, :k], left[:, :k], None
 
 
-@eqx.filter_jit
+@jit
 def _aligned(v: LowRank) -> tuple[Array, Array, Array]:
     a, b = v.matrices()
     (left, _), n = _left_basis(a), len(a)
@@ -148,7 +148,7 @@ def _aligned(v: LowRank) -> tuple[Array, Array, Array]:
     return aligned, _times(left, u * s), s
 
 
-@eqx.filter_jit
+@jit
 def _leave(v: LowRank, edited: Array, left: Array, right: Array | None) -> LowRank:
     n = len(edited)
     if right is None:

@@ -1,10 +1,10 @@
 """Adaptive projective gradient descent: one correction that serves all tasks."""
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mapjax._algebra import matmul, side_by_side, singular
+from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import (
@@ -83,7 +83,7 @@ def doge(
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _doge(
     vectors: list[Array],
     shapes: tuple[Shape | None, ...],

@@ -85,9 +85,7 @@ def _fisher(
 
     num_examples = len(jax.tree.leaves(data)[0])
     whole = num_examples // batch_size * batch_size
-    total = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.finfo(wide(x.dtype)).dtype), given
-    )
+    total = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.finfo(wide(x.dtype)).dtype), given)
     if whole:
         batches = jax.tree.map(
             lambda x: jnp.asarray(x[:whole]).reshape(-1, batch_size, *x.shape[1:]), data

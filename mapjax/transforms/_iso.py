@@ -1,6 +1,5 @@
 """Isotropic merging: every direction of the merged update counts the same."""
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -12,6 +11,7 @@ from mapjax._algebra import (
     side_by_side,
     singular,
 )
+from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_share
@@ -107,7 +107,7 @@ def iso_cts(
     )
 
 
-@eqx.filter_jit
+@jit
 def _iso(
     vectors: list[Array], shapes: tuple[Shape | None, ...], common: float
 ) -> list[Array]:

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from mapjax._jit import jit
 from mapjax._layers import layer_numbers
 from mapjax._tensors import edit_each, replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
@@ -72,7 +72,7 @@ def lines(
     return replace_tensors(task_vectors, _scale(list(named.values()), scales))
 
 
-@eqx.filter_jit
+@jit
 def _scale(vectors: list[Array], scales: list[Array]) -> list[Array]:
     return edit_each(vectors, lambda v, scale: v * scale.astype(v.dtype), scales)
 

@@ -1,9 +1,9 @@
 """MagMax: of every entry, the task with the largest change."""
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mapjax._jit import jit
 from mapjax._tensors import edit_each, per_task, replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
 
@@ -40,7 +40,7 @@ def magmax(task_vectors: TaskVectors) -> TaskVectors:
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _magmax(vectors: list[Array]) -> list[Array]:
     def edit(v: Array) -> Array:
         largest = jnp.argmax(jnp.abs(v), axis=0)

@@ -1,9 +1,9 @@
 """MetaGPT and Model Stock: scale vectors by what their lengths and angles say."""
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mapjax._jit import jit
 from mapjax._tensors import (
     edit_each,
     per_task,
@@ -45,7 +45,7 @@ def metagpt(task_vectors: TaskVectors) -> TaskVectors:
     return replace_tensors(task_vectors, _metagpt(vectors, task_vectors.norms()))
 
 
-@eqx.filter_jit
+@jit
 def _metagpt(vectors: list[Array], norms: Array) -> list[Array]:
     largest = jnp.max(norms)
     # Relative to the largest, squares neither vanish nor overflow.
@@ -89,7 +89,7 @@ def model_stock(task_vectors: TaskVectors) -> TaskVectors:
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _model_stock(vectors: list[Array]) -> list[Array]:
     def edit(v: Array) -> Array:
         n = v.shape[0]

@@ -1,11 +1,11 @@
 """Sequential merging: every task is projected off the directions merged before it."""
 
-import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from mapjax._algebra import matmul, singular
+from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensors
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
@@ -52,7 +52,7 @@ def opcm(
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _opcm(
     vectors: list[Array], shapes: tuple[Shape | None, ...], alpha: Array
 ) -> list[Array]:

@@ -1,22 +1,25 @@
 """Running a traced program while watching what is multiplied with parameters."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
 from jaxtyping import Array, Float
 
+from mapjax._jit import automatic
 from mapjax._types import widened
 
-CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
-CALLS |= {"checkpoint", "remat", "remat2"}
+_CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
+_CALLS |= {"checkpoint", "remat", "remat2"}
 """Primitives that do nothing but call a program with their own operands."""
 
-RESHAPES = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
-CASTS = {"convert_element_type", "copy", "copy_p", "stop_gradient", "optimization_barrier"}
+_RESHAPES = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
+_CASTS = {"convert_element_type", "copy", "copy_p", "stop_gradient", "optimization_barrier"}
 
 
 class Gram(eqx.Module):
@@ -72,6 +75,62 @@ class View(NamedTuple):
             groups.append(tuple(group))
         return self._replace(axes=tuple(groups)) if not left else None
 
+    def show(self, parameter: Array) -> Array:
+        """Move the axes of the parameter, or of one of its shape, into this view."""
+        order = [a for group in self.axes for a in group]
+        rest = [a for a in range(len(self.shape)) if a not in order]  # of size one
+        sizes = [math.prod(self.shape[a] for a in group) for group in self.axes]
+        return parameter.transpose(*order, *rest).reshape(sizes)
+
+    def undo(self, shown: Array) -> Array:
+        """Move the axes of what is shown back to where the parameter has them."""
+        order = [a for group in self.axes for a in group]
+        apart = shown.reshape([self.shape[a] for a in order])
+        return apart.transpose(np.argsort(order)).reshape(self.shape)
+
+
+class Product(NamedTuple):
+    """How an operation multiplies the rows of one operand with a matrix of another.
+
+    Attributes:
+        path: The parameter's key path.
+        kernel: Which operand shows it.
+        inputs: Which axes of what is shown are summed over, in the parameter's order.
+        axes: The parameter's axes that these are.
+        rows: From the other operand to its rows `[rows, inputs]`.
+    """
+
+    path: str
+    kernel: int
+    inputs: tuple[int, ...]
+    axes: tuple[int, ...]
+    rows: Callable[[Array], Array]
+
+    def matrix(self, shown: Array) -> Array:
+        """Make a matrix `[inputs, outputs]` of what is shown."""
+        x = shown.transpose(*self.inputs, *self._outputs(shown.ndim))
+        return x.reshape(math.prod(x.shape[: len(self.inputs)]), -1)
+
+    def undo(self, matrix: Array, like: Array) -> Array:
+        """Make what was shown of a matrix."""
+        order = (*self.inputs, *self._outputs(like.ndim))
+        apart = matrix.reshape([like.shape[d] for d in order])
+        return apart.transpose(np.argsort(order))
+
+    def _outputs(self, ndim: int) -> list[int]:
+        return [d for d in range(ndim) if d not in self.inputs]
+
+
+def find_product(
+    name: str, params: dict[str, Any], operands: list[Any], views: list[View | None]
+) -> Product | None:
+    """Find out whether an operation multiplies inputs with a parameter, and how."""
+    if name == "dot_general":
+        return _find_dot(params, operands, views)
+    if name == "conv_general_dilated":
+        return _find_convolution(params, operands, views[1])
+    return None
+
 
 def watch(
     program: Any, given: list[Any], views: list[View | None], seen: dict[str, Gram]
@@ -102,40 +161,49 @@ def watch(
         operands = [read(atom) for atom in eqn.invars]
         seen_as = [look(atom) for atom in eqn.invars]
         name = eqn.primitive.name
-        called = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        if name in CALLS and called is not None:
-            if not isinstance(called, core.ClosedJaxpr):
-                called = core.ClosedJaxpr(called, ())
+        if called := called_program(eqn):
             results, shown = watch(called, operands, seen_as, seen)
             known.update(zip(eqn.outvars, shown, strict=True))
         elif name == "scan":
             results = _scan(eqn.params, operands, seen_as, seen)
         else:
-            if name == "dot_general":
-                _see_product(eqn.params, operands, seen_as, seen)
-            elif name == "conv_general_dilated":
-                _see_convolution(eqn.params, operands, seen_as[1], seen)
-            params = eqn.primitive.get_bind_params(eqn.params)
-            # Before jax 0.9 these came with functions, which are operands as well.
-            functions, params = params if isinstance(params, tuple) else ((), params)
-            results = eqn.primitive.bind(*functions, *operands, **params)
+            if product := find_product(name, eqn.params, operands, seen_as):
+                _see(product, operands[1 - product.kernel], seen)
+            results = bind(eqn, operands)
             if not eqn.primitive.multiple_results:
-                results = [results]
-                known[eqn.outvars[0]] = _follow(name, eqn, seen_as)
+                known[eqn.outvars[0]] = follow(eqn, seen_as)
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars], [look(atom) for atom in jaxpr.outvars]
 
 
-def _follow(name: str, eqn: Any, views: list[View | None]) -> View | None:
+def called_program(eqn: Any) -> Any:
+    """Give the closed jaxpr that an operation does nothing but call, or None."""
+    called = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    if eqn.primitive.name not in _CALLS or called is None:
+        return None
+    return called if isinstance(called, core.ClosedJaxpr) else core.ClosedJaxpr(called, ())
+
+
+def bind(eqn: Any, operands: list[Any]) -> list[Any]:
+    """Do an operation, and list its results."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    # Before jax 0.9 these came with functions, which are operands as well.
+    functions, params = params if isinstance(params, tuple) else ((), params)
+    results = eqn.primitive.bind(*functions, *operands, **params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def follow(eqn: Any, views: list[View | None]) -> View | None:
     """Say how the result of an operation shows a parameter, if it still does."""
+    name = eqn.primitive.name
     view, shape = views[0] if views else None, eqn.outvars[0].aval.shape
     if view is None:
         return None
-    if name in CASTS:
+    if name in _CASTS:
         return view
     if name == "transpose":
         return view.transposed(eqn.params["permutation"])
-    if name in RESHAPES and math.prod(view.shape) == math.prod(shape):
+    if name in _RESHAPES and math.prod(view.shape) == math.prod(shape):
         return view.reshaped(shape)
     return None
 
@@ -167,9 +235,9 @@ def _scan(
     return [*carry, *outputs]
 
 
-def _see_product(
-    params: dict[str, Any], operands: list[Any], views: list[View | None], seen: dict
-) -> None:
+def _find_dot(
+    params: dict[str, Any], operands: list[Any], views: list[View | None]
+) -> Product | None:
     contracted, batched = params["dimension_numbers"]
     for kernel, other in ((0, 1), (1, 0)):
         view = views[kernel]
@@ -183,42 +251,61 @@ def _see_product(
             key=lambda pair, where=where: where[pair[0]],
         )
         axes = tuple(a for d, _ in pairs for a in where[d])
-        x = operands[other]
-        rows = [d for d in range(x.ndim) if d not in contracted[other]]
         size = math.prod(view.shape[a] for a in axes)
-        x = x.transpose(*rows, *(d for _, d in pairs)).reshape(-1, size)
-        _see(view.path, x, axes, seen)
+        summed = [d for _, d in pairs]
+
+        def rows(x: Array, summed: list[int] = summed, size: int = size) -> Array:
+            free = [d for d in range(x.ndim) if d not in summed]
+            return x.transpose(*free, *summed).reshape(-1, size)
+
+        if _is_float(operands[other]) and axes:
+            return Product(view.path, kernel, tuple(d for d, _ in pairs), axes, rows)
+    return None
 
 
-def _see_convolution(
-    params: dict[str, Any], operands: list[Any], view: View | None, seen: dict
-) -> None:
+def _find_convolution(
+    params: dict[str, Any], operands: list[Any], view: View | None
+) -> Product | None:
     """Read a convolution as the product of its patches with the kernel."""
     if view is None or params["feature_group_count"] * params["batch_group_count"] > 1:
-        return
+        return None
     spec = params["dimension_numbers"]
-    images, kernel = operands
-    patches = lax.conv_general_dilated_patches(
-        images.transpose(spec.lhs_spec),
-        [kernel.shape[d] for d in spec.rhs_spec[2:]],
-        params["window_strides"],
-        params["padding"],
-        params["lhs_dilation"],
-        params["rhs_dilation"],
-        precision=lax.Precision.HIGHEST,
-    )
+    shape = [operands[1].shape[d] for d in spec.rhs_spec[2:]]
+
+    def rows(images: Array) -> Array:
+        patches = lax.conv_general_dilated_patches(
+            images.transpose(spec.lhs_spec),
+            shape,
+            params["window_strides"],
+            params["padding"],
+            params["lhs_dilation"],
+            params["rhs_dilation"],
+            precision=lax.Precision.HIGHEST,
+        )
+        return jnp.moveaxis(patches, 1, -1).reshape(-1, patches.shape[1])
+
     # Features of a patch are ordered by channel first, then by place.
-    axes = tuple(a for d in spec.rhs_spec[1:] for a in view.axes[d])
-    rows = jnp.moveaxis(patches, 1, -1).reshape(-1, patches.shape[1])
-    _see(view.path, rows, axes, seen)
+    inputs = tuple(spec.rhs_spec[1:])
+    axes = tuple(a for d in inputs for a in view.axes[d])
+    if not _is_float(operands[0]) or not axes:
+        return None
+    return Product(view.path, 1, inputs, axes, rows)
 
 
-def _see(path: str, rows: Array, axes: tuple[int, ...], seen: dict[str, Gram]) -> None:
-    if not jnp.issubdtype(rows.dtype, jnp.floating) or not axes:
-        return
-    x = widened(rows)
-    matrix = jnp.matmul(x.T, x, precision=lax.Precision.HIGHEST)
-    _add(seen, path, Gram(matrix, jnp.asarray(len(x), x.dtype), axes))
+def _is_float(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def _see(product: Product, x: Array, seen: dict[str, Gram]) -> None:
+    matrix, num_rows = _moments(product.rows, widened(x))
+    _add(seen, product.path, Gram(matrix, num_rows, product.axes))
+
+
+@automatic
+def _moments(rows: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    flat = rows(x)
+    matrix = jnp.matmul(flat.T, flat, precision=lax.Precision.HIGHEST)
+    return matrix, jnp.asarray(len(flat), x.dtype)
 
 
 def _add(seen: dict[str, Gram], path: str, gram: Gram) -> None:

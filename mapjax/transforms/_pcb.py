@@ -3,10 +3,10 @@
 import functools
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mapjax._jit import jit
 from mapjax._tensors import (
     edit_each,
     per_task,
@@ -69,7 +69,7 @@ def pcb(
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _pcb(vectors: list[Array], kept: list[Array]) -> list[Array]:
     numbers = [widened(v) for v in vectors]
     together = len(kept) < len(vectors)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mapjax._jit import jit
 from mapjax._keys import check_key
 from mapjax._tensors import replace_tensors, tensors
 from mapjax._types import PRNGKey, widened
@@ -57,7 +57,7 @@ def dare(task_vectors: TaskVectors, *, density: float = 0.1, key: PRNGKey) -> Ta
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _dare(vectors: list[Array], density: Array, key: PRNGKey) -> list[Array]:
     def drop(v: Array, key: PRNGKey) -> Array:
         return _drop(widened(v), density, key).astype(v.dtype)
@@ -126,7 +126,7 @@ def della(
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _della(vectors: list[Array], density_and_window: Array, key: PRNGKey) -> list[Array]:
     density, window = density_and_window
 

@@ -1,10 +1,10 @@
 """Regression means: the merge whose layers answer as the experts' layers do."""
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mapjax._algebra import matmul, solve
+from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_share
@@ -71,7 +71,7 @@ def regmean(
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _regmean(
     vectors: list[Array],
     shapes: tuple[Shape | None, ...],

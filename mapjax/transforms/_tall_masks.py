@@ -1,10 +1,10 @@
 """TALL masks: which entries of the sum belong to a task, and which to several."""
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from mapjax._jit import jit
 from mapjax._tensors import edit_each, replace_tensors, sum_tasks, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_number
@@ -103,7 +103,7 @@ def _check_scale(scale: float) -> None:
         )
 
 
-@eqx.filter_jit
+@jit
 def _masked(vectors: list[Array], scale: Array, agreement: Array | None) -> list[Array]:
     def edit(v: Array) -> Array:
         mask = jnp.abs(v) >= scale * jnp.abs(sum_tasks(v) - v)

@@ -1,9 +1,9 @@
 """TIES: trim each task, elect signs, average what agrees."""
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mapjax._jit import jit
 from mapjax._tensors import edit_each, replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_density, check_real, check_scope
@@ -56,7 +56,7 @@ def ties(
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _ties(vectors: list[Array], kept: list[Array]) -> list[Array]:
     def edit(v: Array, least: Array) -> Array:
         return disjoint_mean(jnp.where(jnp.abs(v) >= least, v, 0))

@@ -1,9 +1,9 @@
 """Task singular vectors: few directions of every task, made orthogonal to one another."""
 
-import equinox as eqx
 from jaxtyping import Array, Float
 
 from mapjax._algebra import apart, matmul, polar, side_by_side, singular
+from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._matrices import (
@@ -70,7 +70,7 @@ def tsv(
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _tsv(
     vectors: list[Array], shapes: tuple[Shape | None, ...], rank: int | None
 ) -> list[Array]:

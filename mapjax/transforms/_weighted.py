@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensor_paths, tensors
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
@@ -116,12 +116,12 @@ def read_weights(
     return weights
 
 
-@eqx.filter_jit
+@jit
 def _are_weights(w: Array) -> Any:
     return jnp.all((w >= 0) & jnp.isfinite(w))
 
 
-@eqx.filter_jit
+@jit
 def _ota(
     vectors: list[Array], moments: list[list[Array]], kept: list[Array] | None
 ) -> list[Array]:
@@ -139,7 +139,7 @@ def _ota(
     ]
 
 
-@eqx.filter_jit
+@jit
 def _weigh(vectors: list[Array], weights: list[list[Array]]) -> list[Array]:
     return [
         (widened(v) * _shares(jnp.stack([widened(w) for w in row]))).astype(v.dtype)

@@ -1,10 +1,10 @@
 """WIDEN: weigh inputs by how much their magnitude and direction changed."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mapjax._jit import jit
 from mapjax._tensors import (
     base_tensors,
     edit_each,
@@ -81,7 +81,7 @@ def widen(
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _widen(
     vectors: list[Array],
     bases: list[Array],

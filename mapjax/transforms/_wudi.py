@@ -1,10 +1,10 @@
 """WUDI: the merge that interferes least with what each task's update reads."""
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mapjax._algebra import matmul, side_by_side, solve
+from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_positive, check_steps
@@ -108,7 +108,7 @@ def wudi_descent(
     return replace_tensors(task_vectors, edited)
 
 
-@eqx.filter_jit
+@jit
 def _wudi(
     vectors: list[Array], shapes: tuple[Shape | None, ...], ridge: Array
 ) -> list[Array]:
@@ -136,7 +136,7 @@ def _wudi(
     return edit_matrices(vectors, shapes, edit, mean_parts)
 
 
-@eqx.filter_jit
+@jit
 def _wudi_descent(
     vectors: list[Array],
     shapes: tuple[Shape | None, ...],

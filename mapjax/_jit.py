@@ -1,0 +1,60 @@
+"""Compiled functions in which the compiler chooses how arrays are sharded."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def jit(function: Function) -> Function:
+    """Compile a function for arrays on any mesh; see `automatic`."""
+    compiled: Any = eqx.filter_jit(automatic(function))
+    return compiled
+
+
+def automatic(function: Function) -> Function:
+    """Let the compiler choose shardings inside of a function, whatever the mesh.
+
+    On a mesh with explicit axes, which is what `jax.make_mesh` makes, JAX refuses operations
+    whose result could be sharded in several ways, such as reshapes. These axes are automatic
+    inside, and explicit again outside: the k-th result of a shape is sharded as the k-th
+    argument of that shape, and replicated if there is none.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given, fixed = eqx.partition((args, kwargs), eqx.is_array)
+        shardings = [(x.shape, jax.typeof(x).sharding) for x in jax.tree.leaves(given)]
+        mesh = next((s.mesh for _, s in shardings if s.mesh.explicit_axes), None)
+        if mesh is None:
+            return function(*args, **kwargs)
+        rest = None  # of the results, what are no arrays
+
+        def arrays(given: PyTree) -> PyTree:
+            nonlocal rest
+            args, kwargs = eqx.combine(given, fixed)
+            results, rest = eqx.partition(function(*args, **kwargs), eqx.is_array)
+            return results
+
+        def placed(places: PyTree) -> Callable[[PyTree], PyTree]:
+            axes = mesh.explicit_axes
+            return jax.sharding.auto_axes(arrays, axes=axes, out_sharding=places)
+
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        free = [each for each in shardings if each[1].mesh == mesh]
+
+        def place(x: Any) -> Any:
+            k = next((k for k, (shape, _) in enumerate(free) if shape == x.shape), None)
+            return everywhere if k is None else free.pop(k)[1]
+
+        places = jax.tree.map(place, jax.eval_shape(placed(everywhere), given))
+        return eqx.combine(placed(places)(given), rest)
+
+    wrapped: Any = run
+    return wrapped
