@@ -1,6 +1,7 @@
 """What drivers are told, checked before any work."""
 
 import warnings
+from numbers import Real
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ _OUTPUTS_SHARE = 0.25
 
 def check_budget(budget: int, cost: int, first: str, num_experts: int) -> None:
     """Refuse a budget that does not even pay for what every run starts with."""
-    check_count("budget", budget, 1)
     if budget < (least := cost * (num_experts + 1)):
         raise ValueError(
             f"`budget` is {budget}, but the {first} and {num_experts} experts alone take "
@@ -31,9 +31,9 @@ def check_least(name: str, value: int | None, least: int) -> None:
 
 def check_tolerance(tolerance: float, unit: str) -> None:
     """Refuse a tolerance below zero, or NaN."""
-    if not tolerance >= 0:
+    if not isinstance(tolerance, Real) or not tolerance >= 0:
         raise ValueError(
-            f"`tolerance` is {tolerance}, but must be {unit} from 0 up; 0 spends the whole "
+            f"`tolerance` is {tolerance!r}, but must be {unit} from 0 up; 0 spends the whole "
             "budget."
         )
 

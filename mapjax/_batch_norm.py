@@ -45,7 +45,8 @@ def recalibrate_batch_norm(
 
     Args:
         update: From statistics and a batch to the statistics after one step in training
-            mode, without side effects.
+            mode, without side effects. With NNX, `nnx.merge(..., copy=True)` inside, or the
+            keys of its Dropout cannot count (TraceContextError).
         statistics: Any, of the right shapes: the `batch_stats` of linen, `nnx.state(model,
             nnx.BatchStat)`, or the `eqx.nn.State` of a model whose layers have
             `mode="batch"` (with `mode="ema"`, one as `eqx.nn.make_with_state` made it). Means
@@ -166,6 +167,8 @@ def _measure(
             update(_tree.rebuild(statistics, values), batch), statistics=True
         )
         _check_tree(leaves, new)
+        for i in places:
+            _check_wide(new[i])
         rest = [leaf.value if eqx.is_array(leaf.value) else None for leaf in new]
         return [widened(new[i].value) for i in places], rest
 
@@ -222,6 +225,16 @@ def _check_tree(before: list[_tree.Leaf], after: list[_tree.Leaf]) -> None:
             f"`update` must return statistics like those it is given, but differs in "
             f"{_tree.some(other)}. Return the new statistics alone, such as "
             '`new["batch_stats"]`.'
+        )
+
+
+def _check_wide(leaf: _tree.Leaf) -> None:
+    """Refuse averages that cannot hold what a batch is read from."""
+    if jnp.finfo(leaf.value.dtype).bits < 32:
+        raise ValueError(
+            f"`update` returns {leaf.path} in {leaf.value.dtype}, in which an average rounds "
+            "away what a batch adds to it: keep the averages in float32 (of flax, give "
+            "BatchNorm no half-precision `param_dtype`; of others, do not cast them)."
         )
 
 

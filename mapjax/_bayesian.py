@@ -22,6 +22,7 @@ _NUM_CANDIDATES = 256
 _MARGIN = 0.1
 _LEAST_STEP = 0.02
 _SMALLEST = 1e-12
+_ROUNDING = 8
 ACQUISITIONS = ("hypervolume", "cells")
 
 
@@ -257,9 +258,11 @@ def _corners(run: Run, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # What was evaluated may not span the front yet, and what is predicted may not either.
     both = np.concatenate([reached, np.asarray(run.front.scores) * run.signs])
     worst, ideal = both.max(axis=0), both.min(axis=0)
-    # A task whose scores are all the same still needs a width.
-    least = 1e-3 * np.maximum(np.abs(worst), 1e-3)
-    return worst + np.maximum(_MARGIN * (worst - ideal), least), ideal
+    width, size = worst - ideal, np.maximum(np.abs(worst), np.abs(ideal))
+    # A task whose scores are all the same, but for rounding, still needs a width.
+    rounding = _ROUNDING * np.finfo(run.front.scores.dtype).eps * size
+    least = 1e-3 * np.maximum(size, 1e-3)
+    return worst + np.where(width > rounding, _MARGIN * width, least), ideal
 
 
 def _limits(run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -67,7 +67,8 @@ class LowRank(eqx.Module):
         """
         a, b = self.matrices()
         rows, columns = self.a.ndim - 2, self.b.shape[2:]
-        flat = x.reshape(*x.shape[: x.ndim - rows], a.shape[1]).astype(a.dtype)
+        dtype = jnp.promote_types(a.dtype, x.dtype) if jnp.iscomplexobj(x) else a.dtype
+        flat = x.reshape(*x.shape[: x.ndim - rows], a.shape[1]).astype(dtype)
         inner = jnp.einsum("...d,ndr->...nr", flat, a)
         inner = inner * (c * self.scale).astype(a.dtype)[:, None]
         found = jnp.einsum("...nr,nrk->...k", inner, b)

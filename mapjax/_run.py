@@ -89,6 +89,7 @@ class Run:
         check_key(key)
         check_least("num_points", num_points, 2)
         check_least("num_generations", num_generations, 1)
+        check_least("budget", budget, 1)
         self.family = read_surrogate(surrogate, evaluate, budget)
         by_outputs = isinstance(self.family, Outputs)
         check_budget(budget, self.cost, self.domain.first, problem.num_experts)

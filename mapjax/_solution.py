@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mapjax import pareto
+from mapjax._checks import check_choice
 from mapjax._result import RESULTS, Front, Point, Samples
+from mapjax._sizes import USUAL_POINTS, padded
 from mapjax._solution_file import read_solution, why_no_surrogate, write_solution
 from mapjax._types import ArrayLike, Direction, PRNGKey
 from mapjax.design import corners
@@ -104,10 +106,7 @@ class Solution(eqx.Module):
                 preference, the front is empty, or `verified` is asked for and nothing was
                 verified.
         """
-        if method not in (None, "weighted_sum", "tchebycheff", "knee"):
-            raise ValueError(
-                f"`method` is {method!r}; use 'weighted_sum', 'tchebycheff' or 'knee'."
-            )
+        check_choice("method", method, (None, "weighted_sum", "tchebycheff", "knee"))
         if method == "knee" and preference is not None:
             raise ValueError(
                 "A knee needs no preference: leave `preference` out, or use "
@@ -116,24 +115,22 @@ class Solution(eqx.Module):
         equal = np.ones(len(self.task_names))
         weights = equal if preference is None else self._per_task(preference, "preference")
         front = self._front(verified)
-        scores = np.asarray(front.scores) * minimising_signs(self.directions)
+        c, signs = np.asarray(front.coefficients), minimising_signs(self.directions)
+        # Rows of NaN are never picked, and bring fronts to one size, compiled for once.
+        scores = _usual(np.asarray(front.scores) * signs, np.nan)
         if at_least is not None:
             # In the dtype of the scores, of which one may be just what is wished.
             wishes = self._per_task(at_least, "at_least", np.nan).astype(front.scores.dtype)
-            wishes = wishes * minimising_signs(self.directions)
-            wishes = np.where(np.isnan(wishes), np.inf, wishes)
+            wishes = np.where(np.isnan(wishes), np.inf, wishes * signs)
             met = np.all(scores <= wishes, axis=1)
             if not met.any() or (preference is None and method is None):
-                return front.coefficients[pareto.pick_achievement(scores, wishes)]
-            # A row of NaN is never picked.
+                return jnp.asarray(c[int(pareto.pick_achievement(scores, wishes))])
             scores = np.where(met[:, None], scores, np.nan)
         if method == "knee":
-            index = pareto.pick_knee(scores)
-        elif method == "tchebycheff":
-            index = pareto.pick_tchebycheff(scores, weights)
-        else:
-            index = pareto.pick_weighted_sum(scores, weights)
-        return front.coefficients[index]
+            return jnp.asarray(c[int(pareto.pick_knee(scores))])
+        tchebycheff = method == "tchebycheff"
+        pick = pareto.pick_tchebycheff if tchebycheff else pareto.pick_weighted_sum
+        return jnp.asarray(c[int(pick(scores, weights))])
 
     def predicted(self, at: ArrayLike | Sequence) -> Front:
         """Predict merges of your own, with standard deviations where they are known.
@@ -148,9 +145,10 @@ class Solution(eqx.Module):
             ValueError: If there is no surrogate.
         """
         surrogate = surrogate_of(self)
-        c = jnp.atleast_2d(jnp.asarray(at, self.samples.coefficients.dtype))
-        std = getattr(surrogate, "std", None)
-        return Front(c, jnp.asarray(surrogate(c)), std and jnp.asarray(std(c)))
+        c = np.atleast_2d(np.asarray(at, self.samples.coefficients.dtype))
+        room, std = padded(c, USUAL_POINTS), getattr(surrogate, "std", None)
+        found = [np.asarray(f(room))[: len(c)] for f in (surrogate, std) if f is not None]
+        return Front(*map(jax.device_put, (c, *found)))
 
     def normalized(self, scores: ArrayLike | Sequence) -> Float[Array, "*points tasks"]:
         """Divide scores by those of the tasks' own experts; higher is better.
@@ -217,7 +215,8 @@ class Solution(eqx.Module):
                 )
         else:
             worst = self._per_task(reference, "reference") * signs
-        return pareto.hypervolume(front.scores * signs, worst)
+        # Copies of the reference add no volume.
+        return pareto.hypervolume(_usual(np.asarray(front.scores) * signs, worst), worst)
 
     def table(self) -> list[Point]:
         """List what was measured: base, experts and uniform merge, then the verified front.
@@ -260,7 +259,9 @@ class Solution(eqx.Module):
         for point in self.table():
             pairs = zip(point.measured, point.predicted, strict=True)
             scores = [f"{m:.4g} ({p:.4g})" for m, p in pairs]
-            cells.append([point.name, _few(point.coefficients), *scores])
+            few = [f"{c:.2f}" for c in point.coefficients[:_MOST_SHOWN]]
+            few += ["..."] * (len(point.coefficients) > _MOST_SHOWN)
+            cells.append([point.name, " ".join(few), *scores])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
@@ -384,10 +385,10 @@ def surrogate_of(solution: Solution) -> Callable[..., Any]:
     return solution.surrogate
 
 
-def _few(coefficients: np.ndarray) -> str:
-    """Write coefficients in a line, and only the first of many."""
-    shown = " ".join(f"{value:.2f}" for value in coefficients[:_MOST_SHOWN])
-    return shown + (" ..." if len(coefficients) > _MOST_SHOWN else "")
+def _usual(scores: np.ndarray, fill: Any) -> np.ndarray:
+    """Add rows up to the usual number of points; a larger front stays as it is."""
+    missing = max(0, USUAL_POINTS - len(scores)), scores.shape[1]
+    return np.concatenate([scores, np.full(missing, fill, scores.dtype)])
 
 
 def provenance(key: PRNGKey) -> dict[str, Any]:

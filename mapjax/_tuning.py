@@ -46,7 +46,8 @@ def adamerging(
     the end are evaluated. With groups there is a coefficient per task and group.
 
     Args:
-        evaluator: An `Evaluator`, of tasks that return logits, for the entropy.
+        evaluator: An `Evaluator`, of tasks that return logits, for the entropy; or what
+            the head of the metric makes logits of (see `mapjax.metrics.Metric.after`).
         key: A typed key. The same key gives the same solution.
         num_steps: At least 1.
         learning_rate: Of Adam.
@@ -288,10 +289,25 @@ def _batch(task: Task, batch_size: int, key: PRNGKey) -> tuple[PyTree, PyTree]:
 def _loss(loss: Loss, task: Task, params: PyTree, inputs: PyTree, targets: PyTree) -> Array:
     outputs = task.predict(params, inputs)
     if isinstance(loss, str):
-        return _entropy(outputs)
+        return _entropy(_logits(task, outputs))
     value = jnp.mean(loss(outputs, targets))
     upwards = isinstance(loss, metrics.Metric) and loss.direction == "maximize"
     return -value if upwards else value
+
+
+def _logits(task: Task, outputs: PyTree) -> Array:
+    """Give what the task's metric decides on, or say why it has no entropy."""
+    if task.metric.head is not None:
+        outputs = task.metric.head(outputs)
+    squared = task.metric.function is metrics.mean_squared_error.function
+    if squared or not hasattr(outputs, "dtype"):
+        what = "numbers" if squared else f"a {type(outputs).__name__}"
+        raise ValueError(
+            f"`loss` is 'entropy', which is of classes, but task {task.name!r} predicts "
+            f"{what}. Choose the logits by `metric.after(lambda outputs: outputs[...])`, or "
+            "pass `loss=`, such as `mapjax.metrics.mean_squared_error`."
+        )
+    return outputs
 
 
 def _entropy(outputs: Array) -> Array:

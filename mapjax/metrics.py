@@ -1,6 +1,8 @@
 """Scores of a model's outputs against targets."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import equinox as eqx
@@ -28,6 +30,7 @@ class Metric(eqx.Module):
         per_example: The score is a mean over examples: it is then summed batch by
             batch, and the outputs of all examples are never held at once.
         differentiable: Whether the derivative says anything (a step function's is 0).
+        head: What `after` put between the outputs and the function, which has it in it.
     """
 
     function: Callable[..., Any] = eqx.field(static=True)
@@ -35,6 +38,7 @@ class Metric(eqx.Module):
     bounds: tuple[float | None, float | None] = eqx.field(default=(None, None), static=True)
     per_example: bool = eqx.field(default=False, static=True)
     differentiable: bool = eqx.field(default=True, static=True)
+    head: Callable[[Any], Any] | None = eqx.field(default=None, static=True)
 
     def __check_init__(self):
         if not callable(self.function):
@@ -43,10 +47,10 @@ class Metric(eqx.Module):
                 "-> scores` written in JAX."
             )
         check_choice("direction", self.direction, DIRECTIONS)
-        if not isinstance(self.bounds, tuple | list) or len(self.bounds) != 2:
+        if not _are_bounds(self.bounds):
             raise ValueError(
                 f"`bounds` is {self.bounds!r}, but must be the lowest and the highest score, "
-                "such as (0.0, None) where there is no highest."
+                "two numbers in this order, such as (0.0, None) where there is no highest."
             )
 
     def __call__(self, outputs: Any, targets: Any) -> Array:
@@ -91,9 +95,10 @@ class Metric(eqx.Module):
         def scored(outputs: Any, targets: Any) -> Any:
             return self.function(head(outputs), targets)
 
-        return Metric(
-            scored, self.direction, self.bounds, self.per_example, self.differentiable
-        )
+        def headed(outputs: Any) -> Any:  # a function, as a module has no hash
+            return head(outputs) if self.head is None else self.head(head(outputs))
+
+        return replace(self, function=scored, head=headed)
 
 
 def as_metric(metric: Any) -> Metric:
@@ -108,6 +113,15 @@ def as_metric(metric: Any) -> Metric:
             "`mapjax.metrics.accuracy`, or a function `(outputs, targets) -> scalar`."
         )
     return metric if isinstance(metric, Metric) else Metric(metric)
+
+
+def _are_bounds(bounds: Any) -> bool:
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        return False
+    given = [end for end in bounds if end is not None]
+    return all(isinstance(end, Real) for end in given) and (
+        len(given) < 2 or given[0] < given[1]
+    )
 
 
 def _one_array(outputs: Any) -> Array:
@@ -127,21 +141,25 @@ def _is_single(outputs: Array) -> bool:
 
 
 def _labels(outputs: Array, targets: Array) -> Array:
-    """Shape labels like decisions; broadcasting them would compare wrong pairs."""
+    """Shape labels like decisions; broadcasting them would compare wrong pairs.
+
+    Both are floats, in which the number of any class is exact, whatever labels came as.
+    """
     shape = outputs.shape[: max(1, outputs.ndim - 1)]
     if targets.shape not in (shape, (*shape, 1)):
         raise ValueError(
             f"`targets` has shape {targets.shape}, but outputs of shape {outputs.shape} "
             f"need one label each, shape {shape}."
         )
-    return targets.reshape(shape)
+    return targets.reshape(shape).astype(float)
 
 
 def _classes(outputs: Array) -> Array:
     """Decide for the largest output, or for outputs above zero if there is one a row."""
     if _is_single(outputs):
-        return (outputs if outputs.ndim == 1 else outputs[..., 0]) > 0
-    return jnp.argmax(outputs, axis=-1)
+        positive = (outputs if outputs.ndim == 1 else outputs[..., 0]) > 0
+        return positive.astype(float)
+    return jnp.argmax(outputs, axis=-1).astype(float)
 
 
 def _mean_of_each(values: Array) -> Array:
@@ -154,7 +172,8 @@ def _any_of_each(flags: Array) -> Array:
 
 def _no_class(labels: Array, outputs: Array) -> Array:
     """Tell which labels are none of the classes, such as -100 for what is to be masked."""
-    return (labels < 0) | (labels >= (2 if _is_single(outputs) else outputs.shape[-1]))
+    count = 2 if _is_single(outputs) else outputs.shape[-1]
+    return (labels < 0) | (labels >= count) | (labels != jnp.floor(labels))
 
 
 def _nan_if(missing: Array, scores: Array) -> Array:
@@ -165,7 +184,7 @@ def _nan_if(missing: Array, scores: Array) -> Array:
 def _accuracy(outputs: Any, targets: Array) -> Array:
     outputs = _one_array(outputs)
     labels = _labels(outputs, targets)
-    hits = _mean_of_each(1.0 * (_classes(outputs) == labels))
+    hits = _mean_of_each((_classes(outputs) == labels).astype(float))
     missing = _any_of_each(jnp.isnan(outputs))
     return _nan_if(missing | _any_of_each(_no_class(labels, outputs)), hits)
 
@@ -173,7 +192,7 @@ def _accuracy(outputs: Any, targets: Array) -> Array:
 def _cross_entropy(outputs: Any, targets: Array) -> Array:
     logits = widened(_one_array(outputs))
     if _is_single(outputs):  # two classes, of which the first has logit 0
-        positive = 1.0 * _labels(outputs, targets)
+        positive = _labels(outputs, targets)
         positive = _nan_if((positive < 0) | (positive > 1), positive)
         logits = logits.reshape(positive.shape)
         logits = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
@@ -181,15 +200,17 @@ def _cross_entropy(outputs: Any, targets: Array) -> Array:
     log_p = jax.nn.log_softmax(logits)
     if targets.shape == logits.shape:
         # A class without probability counts for nothing, be its logit minus infinity.
-        loss = -jnp.sum(jnp.where(targets == 0, 0.0, targets * log_p), axis=-1)
+        loss = -jnp.sum(
+            jnp.where(targets == 0, 0.0, targets.astype(log_p.dtype) * log_p), axis=-1
+        )
     elif jnp.issubdtype(targets.dtype, jnp.floating):
         raise ValueError(
             f"`targets` is {targets.dtype} of shape {targets.shape}, but must be integer "
             f"labels, or distributions of the shape of the outputs, {outputs.shape}."
         )
     else:
-        labels = _labels(outputs, targets).astype(int)
-        loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+        labels = _labels(outputs, targets)
+        loss = -jnp.take_along_axis(log_p, labels.astype(int)[..., None], axis=-1)[..., 0]
         loss = _nan_if(_no_class(labels, outputs), loss)  # -1 would be the last class
     return _mean_of_each(loss)
 
@@ -204,22 +225,25 @@ def _mean_squared_error(outputs: Any, targets: Array) -> Array:
                 "pass one target for each output."
             )
         outputs = outputs.reshape(targets.shape)
-    return _mean_of_each(jnp.square(widened(outputs) - targets))
+    outputs = widened(outputs)
+    if not jnp.issubdtype(targets.dtype, jnp.inexact):
+        targets = targets.astype(outputs.dtype)
+    return _mean_of_each(jnp.square(outputs - targets))
 
 
 def _f1(outputs: Any, targets: Array) -> Array:
     outputs = _one_array(outputs)
     predicted, labels = _classes(outputs).reshape(-1), _labels(outputs, targets).reshape(-1)
     binary = _is_single(outputs) or outputs.shape[-1] == 2
-    classes = jnp.array([1]) if binary else jnp.arange(outputs.shape[-1])
-    is_predicted = predicted[:, None] == classes
-    is_target = labels[:, None] == classes
+    classes = jnp.arange(1.0, 2.0) if binary else jnp.arange(1.0 * outputs.shape[-1])
+    is_predicted = predicted[:, None] == classes[None]
+    is_target = labels[:, None] == classes[None]
     both = jnp.sum(is_predicted & is_target, axis=0)
     total = jnp.sum(is_predicted, axis=0) + jnp.sum(is_target, axis=0)
     scores = jnp.where(total > 0, 2 * both / jnp.maximum(total, 1), 0.0)
     # A class that neither occurs nor is predicted has no score and no share in the mean.
-    mean = jnp.sum(scores) / jnp.maximum(jnp.sum(total > 0), 1)
-    return _nan_if(jnp.any(jnp.isnan(outputs)), mean)
+    mean = jnp.sum(scores) / jnp.maximum(jnp.sum(total > 0).astype(float), 1)
+    return _nan_if(jnp.any(jnp.isnan(outputs)) | jnp.any(_no_class(labels, outputs)), mean)
 
 
 def _binary_auc(scores: Array, positive: Array) -> Array:
@@ -237,14 +261,15 @@ def _binary_auc(scores: Array, positive: Array) -> Array:
 
 def _auc(outputs: Any, targets: Array) -> Array:
     outputs = _one_array(outputs)
-    labels, missing = _labels(outputs, targets).reshape(-1), jnp.any(jnp.isnan(outputs))
+    labels = _labels(outputs, targets).reshape(-1)
+    missing = jnp.any(jnp.isnan(outputs)) | jnp.any(_no_class(labels, outputs))
     logits = widened(outputs).reshape(len(labels), -1)
     if logits.shape[1] == 1:
         area = _binary_auc(logits[:, 0], labels > 0)
     elif logits.shape[1] == 2:
         area = _binary_auc(logits[:, 1] - logits[:, 0], labels == 1)
     else:
-        one_hot = labels[:, None] == jnp.arange(logits.shape[1])
+        one_hot = labels[:, None] == jnp.arange(1.0 * logits.shape[1])[None]
         probabilities = jax.nn.softmax(logits)
         area = jnp.mean(jax.vmap(_binary_auc, in_axes=(1, 1))(probabilities, one_hot))
     return _nan_if(missing, area)
@@ -271,7 +296,13 @@ mean_squared_error = Metric(
 """Mean squared difference between outputs and targets."""
 
 f1 = Metric(_f1, bounds=(0.0, 1.0), differentiable=False)
-"""F1: of the positive class for one or two outputs, the mean over classes for more."""
+"""F1: of the positive class for one or two outputs, the mean over classes for more.
+
+A label that is no class, counted from 0, gives NaN.
+"""
 
 auc = Metric(_auc, bounds=(0.0, 1.0), differentiable=False)
-"""Area under the ROC curve: binary, or the mean of one-versus-rest softmax scores."""
+"""Area under the ROC curve: binary, or the mean of one-versus-rest softmax scores.
+
+A label that is no class, counted from 0, gives NaN.
+"""

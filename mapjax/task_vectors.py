@@ -59,11 +59,11 @@ class TaskVectors(eqx.Module):
 
         Takes any pytree: nested dicts, flax linen parameters, `nnx.State`, equinox
         modules, registered dataclasses. Floating-point and complex leaves are merged.
-        Left alone, and listed by `left_alone`: integers, booleans, random keys, leaves
-        that are not arrays, and BatchNorm statistics (flax's `batch_stats` collection
-        and `nnx.BatchStat`). A difference is computed in float32 at least and rounded to
-        the wider of the two leaves' dtypes, bfloat16 for floats of eight bits, unless a
-        wider one is asked for.
+        Left alone, and listed by `left_alone`: integers, booleans, random keys, leaves that
+        are not arrays, all below an `opt_state`, and BatchNorm statistics (flax's
+        `batch_stats` collection and `nnx.BatchStat`). A difference is computed in float32 at
+        least and rounded to the wider of the two leaves' dtypes, bfloat16 for floats of
+        eight bits, unless a wider one is asked for.
 
         Args:
             base: The pretrained parameters.
@@ -159,7 +159,7 @@ class TaskVectors(eqx.Module):
         gram = _gram(self)
         norms = _norms(gram)
         safe = jnp.where(norms > 0, norms, 1.0)  # an unchanged expert has no direction
-        return jnp.clip(gram / (safe[:, None] * safe), -1.0, 1.0)
+        return jnp.clip(gram / (safe[:, None] * safe[None]), -1.0, 1.0)
 
 
 def merge(task_vectors: TaskVectors | Rule, coefficients: ArrayLike | Sequence) -> PyTree:
@@ -285,6 +285,8 @@ def _not_numbers(task_vectors: TaskVectors, coefficients: object) -> str:
 def _named(
     experts: Mapping[str, PyTree] | Sequence[PyTree], names: Sequence[str] | None
 ) -> tuple[list[PyTree], tuple[str, ...]]:
+    if isinstance(names, str):
+        raise ValueError(f"`names` is {names!r}, one string: pass a list of names.")
     if isinstance(experts, Mapping):
         if names is not None:
             raise ValueError("`names` is for a sequence of experts; a mapping has its own.")
@@ -294,12 +296,13 @@ def _named(
         names = [f"expert_{i}" for i in range(len(trees))] if names is None else list(names)
     if not trees:
         raise ValueError("`experts` is empty: pass at least one fine-tuned model.")
+    names = [str(name) for name in names]
     if len(names) != len(trees):
         raise ValueError(f"`names` has {len(names)} entries for {len(trees)} experts.")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"Expert names must be unique, but {twice} come more than once.")
-    return trees, tuple(str(name) for name in names)
+    return trees, tuple(names)
 
 
 def _nothing_to_merge(base: PyTree, leaves: list[_tree.Leaf]) -> str:
@@ -382,8 +385,7 @@ def _gram(task_vectors: TaskVectors) -> Float[Array, "coefficients coefficients"
             total = total + v.gram()
             continue
         flat = widened(v.reshape(v.shape[0], -1))
-        gram = jnp.matmul(flat, flat.conj().T, precision=jax.lax.Precision.HIGHEST)
-        total = total + gram.real
+        total += jnp.matmul(flat, flat.conj().T, precision=jax.lax.Precision.HIGHEST).real
     return total
 
 

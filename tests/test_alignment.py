@@ -1,6 +1,7 @@
 """Alignment: shared bases told from others, and permutations found again."""
 
 import itertools
+import math
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +19,7 @@ from mapjax.alignment import (
     shares_base,
     weight_matching,
 )
+from mapjax.alignment._shared_base import SharedBase
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(5, 4)).astype(np.float32)
@@ -250,3 +252,78 @@ def test_what_alignment_refuses(key):
         permute(spec, params, {})
     with pytest.raises(ValueError, match="must hold each number from 0 to 8 once"):
         permute(spec, params, {"hidden_0": np.zeros(9, int), "hidden_1": np.arange(7)})
+
+
+class Coder(eqx.Module):
+    encoder: eqx.nn.Linear
+    decoder: eqx.nn.Linear
+
+
+def test_layers_come_in_an_order_that_something_says():
+    w = {"encoder": np.ones((4, 4)), "decoder": np.ones((4, 4))}
+    with pytest.raises(ValueError, match=r"Nothing says in which order .*'decoder'.* come"):
+        mlp_spec(w)
+    first, last = jax.random.split(jax.random.key(0))
+    model = Coder(eqx.nn.Linear(4, 4, key=first), eqx.nn.Linear(4, 4, key=last))
+    assert mlp_spec(model, input_axes="trailing") == {
+        ".encoder.weight": {0: "hidden_0"},
+        ".encoder.bias": {0: "hidden_0"},
+        ".decoder.weight": {1: "hidden_0"},
+    }
+    # As haiku names them.
+    spec = mlp_spec({"linear": np.ones((4, 4)), "linear_1": np.ones((4, 4))})
+    assert spec == {"['linear']": {1: "hidden_0"}, "['linear_1']": {0: "hidden_0"}}
+
+
+class Normed(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.BatchNorm(use_running_average=True)(linen.Dense(9)(x))
+        return linen.Dense(3)(linen.relu(x))
+
+
+def test_statistics_of_batch_norm_follow_their_units(key):
+    model = Normed()
+    predict, params = predictor(model), plain(model.init(jax.random.key(0), X))
+    for name in ("mean", "var"):
+        params["batch_stats"]["BatchNorm_0"][name] = RNG.random(9, dtype=np.float32)
+    spec = {
+        "['params']['Dense_0']['kernel']": {1: "hidden"},
+        "['params']['Dense_0']['bias']": {0: "hidden"},
+        "['params']['Dense_1']['kernel']": {0: "hidden"},
+    }
+    spec |= {f"['params']['BatchNorm_0']['{n}']": {0: "hidden"} for n in ("scale", "bias")}
+    spec |= {
+        f"['batch_stats']['BatchNorm_0']['{n}']": {0: "hidden"} for n in ("mean", "var")
+    }
+    other = assert_undone(spec, params, {"hidden": RNG.permutation(9)}, key)
+    np.testing.assert_allclose(predict(other, X), predict(params, X), atol=1e-6)
+    # They say nothing of which units these are, be they ever so large.
+    other["batch_stats"] = jax.tree.map(lambda x: 1e6 * x[::-1], other["batch_stats"])
+    found = weight_matching(spec, params, other, key=key)
+    back = permute(spec, other, found)
+    np.testing.assert_array_equal(
+        back["params"]["Dense_0"]["kernel"], params["params"]["Dense_0"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize("unit", [1e20, 1e-25])
+def test_strangers_are_told_in_any_unit(unit):
+    base, tuned = np.array([[3.0, 4.0]], "f"), np.array([[3.0, 5.0]], "f")
+    found = shares_base(unit * base, {"tuned": unit * tuned, "other": -unit * base})
+    expected = shares_base(base, {"tuned": tuned, "other": -base})
+    assert found.strangers == ("other",)
+    np.testing.assert_allclose(found.cosines, expected.cosines, rtol=1e-5)
+    np.testing.assert_allclose(found.relative_norms, expected.relative_norms, rtol=1e-5)
+
+
+def test_what_cannot_be_compared_is_a_stranger():
+    assert SharedBase(("odd",), (math.nan,), (math.nan,), 0.5).strangers == ("odd",)
+
+
+def test_matching_names_the_leaf_that_is_not_finite(key):
+    a = {"fc1": np.ones((3, 5)), "fc2": np.ones((5, 2))}
+    b = {**a, "fc2": np.full((5, 2), np.nan)}
+    for pair, owner in (((a, b), "`b`"), ((b, a), "`a`")):
+        with pytest.raises(ValueError, match=rf"Leaf \['fc2'\] of {owner} holds NaN"):
+            weight_matching(mlp_spec(a), *pair, key=key)

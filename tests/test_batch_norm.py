@@ -277,3 +277,13 @@ def test_the_model_runs_once_per_batch(variables):
     assert text.count("dot_general") == 2  # one for each dense layer
     assert "40x6" in text
     assert "2x40x6" not in text
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_averages_in_half_precision_are_refused(dtype):
+    def update(old, x):
+        new = {"mean": x.mean(0), "var": x.var(0)}
+        return jax.tree.map(lambda a, b: (0.99 * a + 0.01 * b).astype(dtype), old, new)
+
+    with pytest.raises(ValueError, match="keep the averages in float32"):
+        mj.recalibrate_batch_norm(update, OLD, BATCHES)

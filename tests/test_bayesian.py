@@ -376,3 +376,12 @@ def test_samples_survive_an_error_of_the_fit():
             lambda c: 100 * two_corners(c), budget=10, link="sigmoid", **ASKED
         )
     assert len(vars(caught.value)["samples"]) == 4
+
+
+@pytest.mark.slow
+def test_when_to_stop_does_not_depend_on_the_unit_of_scores():
+    asked = {**ASKED, "budget": 10, "tolerance": 0.05}
+    whole, small = (
+        mj.bayesian_front(lambda c, u=u: u * two_corners(c), **asked) for u in (1, 1e-7)
+    )
+    assert len(small.samples) == len(whole.samples)

@@ -258,3 +258,19 @@ def test_amounts_that_are_asked_for_are_kept_where_there_is_room():
     # No room for more than a tenth each: filled to the far corner.
     sums = design.mixture_amount(50, 2, bounds=(0, 0.1), amounts=(0.5, 1.0), key=KEY).sum(1)
     assert (sums <= 0.2 + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["axial", "dirichlet", "mixture_amount", "simplex_lattice"]
+)
+def test_a_box_below_the_base_is_the_mirror_of_one_above(name):
+    above, below = (
+        DESIGNS[name](30, 4, bounds=bounds, key=KEY) for bounds in ((0, 1), (-1, 0))
+    )
+    np.testing.assert_array_equal(below, -above)
+
+
+def test_multiscale_is_densest_near_the_base_on_both_sides():
+    sides = (design.multiscale(256, 8, bounds=b, key=KEY) for b in ((0, 1), (-1, 0)))
+    means = [float(np.abs(points).mean()) for points in sides]
+    assert means == pytest.approx([0.21, 0.21], abs=0.01)

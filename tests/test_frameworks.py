@@ -194,6 +194,12 @@ def test_a_train_state_in_and_out():
     assert merged.step == base.step == 0
     whole = mj.TaskVectors.from_params(base, {"mnist": expert})
     assert any("step" in path or "count" in path for path in whole.left_alone)
-    again = mj.merge(whole, [1.0])
+    kept = [w for path, w in whole.left_alone.items() if "mu" in path or "nu" in path]
+    assert kept == ["optimizer state"] * 4
+    # A step that `jit` made an array of is no other tree.
+    traced = mj.TaskVectors.from_params(base, {"mnist": expert.replace(step=jnp.array(1))})
+    assert mj.merge(traced, [1.0]).step == 0
+    again = mj.merge(whole, [-1.0])
     assert isinstance(again, TrainState)
+    assert eqx.tree_equal(again.opt_state, base.opt_state)
     assert again.apply_gradients(grads=params).step == 1

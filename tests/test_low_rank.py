@@ -376,3 +376,12 @@ def test_adapters_without_names_are_refused(given, message):
     unchecked: Any = from_lora.__wrapped__  # the type checks of tests would be first
     with pytest.raises(ValueError, match=message):
         unchecked({"w": jnp.zeros((3, 4))}, given)
+
+
+def test_complex_inputs_keep_their_imaginary_part():
+    rng = np.random.default_rng(0)
+    a, b, c, x, y = (
+        jnp.asarray(draw(rng, *s)) for s in ((2, 4, 3), (2, 3, 5), (2,), (6, 4), (6, 4))
+    )
+    factors, x = LowRank(a, b, jnp.ones(2), jnp.zeros(2)), x + 1j * y
+    np.testing.assert_allclose(factors.apply(x, c), x @ factors.combine(c), rtol=1e-4)

@@ -217,3 +217,30 @@ def test_a_metric_per_example_gives_one_number_for_each(shape):
 def test_outputs_that_are_no_array_are_named(name):
     with pytest.raises(ValueError, match=r"returned a dict. .*metric.after"):
         getattr(metrics, name)({"logits": jnp.array(LOGITS)}, jnp.array(LABELS))
+
+
+@pytest.mark.parametrize("metric", [metrics.f1, metrics.auc, metrics.accuracy])
+@pytest.mark.parametrize("labels", [[1, 2, 1, 2], [-1, 1, -1, 1], [0, 0.5, 0, 1]])
+def test_labels_that_are_no_class_give_nan(metric, labels):
+    for outputs in (jnp.array([-1.0, 1, -2, 3]), jnp.array([[1.0, -1], [-1, 1]] * 2)):
+        assert not jnp.isnan(metric(outputs, jnp.array([0, 1, 0, 1])))
+        assert jnp.isnan(metric(outputs, jnp.array(labels)))
+
+
+@pytest.mark.parametrize("kind", [int, bool, jnp.uint8])
+@pytest.mark.parametrize("shape", [(4,), (4, 2), (4, 3)])
+def test_metrics_promote_nothing_by_themselves(kind, shape):
+    """Labels and targets are cast where they are compared, and axes added where needed."""
+    outputs, labels = jax.random.normal(jax.random.key(0), shape), jnp.array([0, 1, 0, 1])
+    targets, squared = labels.astype(kind), (outputs > 0).astype(kind)
+    every = [(m, targets) for m in (metrics.accuracy, metrics.f1, metrics.auc)]
+    every += [(metrics.cross_entropy, targets), (metrics.mean_squared_error, squared)]
+    want = [metric(outputs, target) for metric, target in every]
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        np.testing.assert_array_equal([m(outputs, t) for m, t in every], want)
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 0.0), (0.0, 0.0), (0.0, np.nan)])
+def test_bounds_are_two_numbers_in_order(bounds):
+    with pytest.raises(ValueError, match="two numbers in this order"):
+        metrics.Metric(jnp.mean, bounds=bounds)

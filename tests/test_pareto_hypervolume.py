@@ -243,3 +243,17 @@ def test_forward_derivatives_are_finite_differences(num_objectives, x64):
 def test_bad_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_only_that_of_scores(dtype, key):
+    front = jnp.asarray(random_front(200, 3), dtype)
+    reference = jnp.full(3, 1.1, dtype)
+    wide = [x.astype(jnp.float32) for x in (front, reference)]
+    volume = pareto.hypervolume(front, reference)
+    assert volume.dtype == dtype
+    assert volume == pareto.hypervolume(*wide).astype(dtype)
+    found = pareto.hypervolume_monte_carlo(front, reference, key=key)
+    truth = pareto.hypervolume_monte_carlo(*wide, key=key)
+    assert found == tuple(x.astype(dtype) for x in truth)
+    assert found[1] > 0

@@ -1,6 +1,7 @@
 """The record of evaluations: checked, saved as they arrive, never made twice."""
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -193,7 +194,9 @@ def test_outputs_that_are_lost_are_evaluated_anew(tmp_path, damage):
             file.unlink()
         elif damage != "none":
             file.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
-    again = make_recorder(evaluator, path, keep_outputs=True)
+    lost = pytest.warns(UserWarning, match="2 of 3 merges in `save_to`")
+    with nullcontext() if damage == "none" else lost:
+        again = make_recorder(evaluator, path, keep_outputs=True)
     np.testing.assert_array_equal(again(C[:3]), scores)
     assert again.num_new == (0 if damage == "none" else 2)
     assert_same_outputs(again.outputs(), recorder.outputs())
@@ -205,11 +208,25 @@ def test_outputs_that_are_lost_are_evaluated_anew(tmp_path, damage):
 def test_a_record_without_outputs_gets_them(tmp_path):
     path = tmp_path / "samples.jsonl"
     make_recorder(make_evaluator(), path)(C[:2])
-    recorder = make_recorder(make_evaluator(), path, keep_outputs=True, run="other")
+    with pytest.warns(UserWarning, match=r"2 of 2 .* no outputs .*surrogate='quadratic'"):
+        recorder = make_recorder(make_evaluator(), path, keep_outputs=True, run="other")
     assert recorder.num_given == 0  # scores alone are no samples for a fit to outputs
     recorder(C[:2])
     assert recorder.num_new == 2
     assert recorder.outputs()[1].shape == (2, 7, 3)
+
+
+def test_a_record_serves_with_64_bits_too(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    evaluator = make_evaluator()
+    make_recorder(evaluator, path, keep_outputs=True)(C[:3])
+    with jax.enable_x64(True):
+        again = make_recorder(evaluator, path, keep_outputs=True, run="other")
+        assert again.num_given == again.count_given(C.astype(float)[:3]) == 3
+        again(C.astype(float)[:3])
+        assert again.num_new == 0
+        assert again.samples.coefficients.dtype == float
+        np.testing.assert_array_equal(again.samples.coefficients, C[:3])
 
 
 def test_derivatives_are_kept_apart_from_outputs(tmp_path):
@@ -219,7 +236,8 @@ def test_derivatives_are_kept_apart_from_outputs(tmp_path):
     tasks = [mj.Task(name, lambda p, x: x @ p["w"], X, Y, loss) for name in "ab"]
     evaluator = mj.Evaluator(tv, tasks)
     make_recorder(evaluator, path, keep_outputs=True)(C[:2])
-    recorder = make_recorder(evaluator, path, keep_jacobian=True)
+    with pytest.warns(UserWarning, match="2 of 2 merges .* no derivatives"):
+        recorder = make_recorder(evaluator, path, keep_jacobian=True)
     recorder(C[:2])
     assert recorder.num_new == 2
     want = evaluator.value_and_jacobian(C[:2])[1]
@@ -240,9 +258,8 @@ def test_outputs_of_another_shape_are_refused(tmp_path):
     )
     # The same arrays under another function: only the shapes can tell.
     evaluator.fingerprint = make_evaluator().fingerprint
-    recorder = make_recorder(evaluator, path, keep_outputs=True)
     with pytest.raises(ValueError, match=r"shapes .*\(7, 3\).* tasks give .*\(7, 2\)"):
-        recorder(C[:2])
+        make_recorder(evaluator, path, keep_outputs=True)
 
 
 @pytest.mark.parametrize(

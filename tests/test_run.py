@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -162,3 +163,38 @@ def test_an_evaluator_that_contradicts_the_arguments_is_told_so():
     ]
     with pytest.raises(ValueError, match="but the evaluator says"):
         mj.map_front(mj.Evaluator(tv, tasks), budget=12, directions="maximize", key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": True}, "`budget` is True, but must be an int"),
+        ({"num_coefficients": True}, "`num_coefficients` is True, but must be an int"),
+    ],
+)
+def test_what_is_no_number_is_refused(options, message):
+    options = {"budget": 8, "num_coefficients": 2, "key": jax.random.key(0)} | options
+    with pytest.raises(ValueError, match=message):
+        mj.map_front(lambda c: c, **options)
+
+
+@pytest.mark.parametrize("option", ["chunk_size", "batch_size", "num_coefficients"])
+@pytest.mark.parametrize("value", [True, 0])
+def test_an_evaluator_takes_whole_numbers(option, value):
+    options: dict[str, Any] = {"num_coefficients": 2, option: value}
+    with pytest.raises(ValueError, match=f"`{option}` is {value!r}, but must be an int"):
+        mj.Evaluator(lambda c: c, [], **options)
+
+
+@pytest.mark.parametrize(
+    ("predict", "returned"),
+    [
+        (lambda p, x: (x @ p).reshape(-1), r"\[28\] for 4 examples.*\[4, 7\]"),
+        (lambda p, x: jnp.mean(x @ p), r"\[\] for 4 examples.*\[4, \.\.\.\]"),
+        (lambda p, x: (x @ p).T, r"\[7, 4\] for 4 examples"),
+    ],
+)
+def test_outputs_have_a_row_per_example(predict, returned):
+    task = mj.Task("t", predict, jnp.ones((4, 3)), jnp.ones(4), lambda y, t: jnp.mean(y))
+    with pytest.raises(ValueError, match=f"{returned}"):
+        mj.Evaluator(lambda c: c * jnp.ones((3, 7)), [task], num_coefficients=1)

@@ -163,6 +163,21 @@ def test_a_constant_objective_has_width_one():
     np.testing.assert_array_equal(width, [3.0, 1.0])
 
 
+@pytest.mark.parametrize("unit", [1e-20, 1e-8, 1e8])
+def test_width_has_the_unit_of_each_objective(unit):
+    extreme = jnp.array([[3.0, 0.5], [0.5, 2.0]]).T
+    units, worst = jnp.array([1.0, unit]), jnp.array([4.0, 4.0])
+    width = front_width(extreme, jnp.zeros(2), worst)
+    found = front_width(units[:, None] * extreme, jnp.zeros(2), units * worst)
+    np.testing.assert_allclose(found, units * width, rtol=1e-6)
+
+
+def test_rounding_is_no_width():
+    ideal, worst = jnp.array([1.0, 1000.0]), jnp.array([4.0, jnp.nextafter(1000.0, 2000.0)])
+    width = front_width(jnp.stack([worst, worst]), ideal, worst)
+    np.testing.assert_array_equal(width, [3.0, 1.0])
+
+
 def test_extreme_points_minimise_the_achievement_function():
     scores, previous = points(0), np.full((3, 3), np.inf, np.float32)
     previous[:, 1] = [0, 0.25, 0]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import moocore
 import numpy as np
@@ -226,7 +227,7 @@ EMPTY = Front(jnp.zeros((0, 2)), jnp.zeros((0, 2)))
     ("ask", "message"),
     [
         (lambda s: s.pick([1, 1], method="knee"), "A knee needs no preference"),
-        (lambda s: s.pick(method="best"), "`method` is 'best'; use"),
+        (lambda s: s.pick(method="best"), "`method` is 'best'; choose"),
         (lambda s: s.pick(at_least={"z": 1.0}), r"`at_least` names \['z'\]"),
         (lambda s: s.pick({"z": 1.0}), r"`preference` names \['z'\]"),
         (lambda s: s.pick("red"), r"is 'red': pass a number for each of .*\('a', 'b'\)"),
@@ -285,3 +286,22 @@ def test_without_some_expert_the_worst_of_all_samples_is_the_reference():
     solution = make_solution(samples=samples)
     worst = [SCORES[kept, 0].min(), SCORES[kept, 1].max()]
     np.testing.assert_allclose(solution.hypervolume(), solution.hypervolume(worst))
+
+
+def look_at(count):
+    points = np.random.default_rng(count).random((count, 2)).astype(np.float32)
+    front = Front(jax.device_put(points), jax.device_put(points))
+    solution = make_solution(front=front, verified=front)
+    for method in ("weighted_sum", "knee", "tchebycheff"):
+        solution.pick(method=method)
+    solution.pick(at_least={"a": 2.0})
+    assert len(solution.predicted(points)) == count
+    solution.hypervolume([0.5, 0.5])
+    str(solution)
+
+
+def test_fronts_of_all_sizes_share_their_programs(caplog):
+    look_at(3)
+    with jax.log_compiles():
+        look_at(5)
+    assert not [r for r in caplog.records if "Finished XLA compilation" in r.getMessage()]

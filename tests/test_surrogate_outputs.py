@@ -379,3 +379,13 @@ def test_far_from_the_base_single_precision_is_enough():
     found = fit(c, outputs)
     np.testing.assert_allclose(np.ravel(found(c)), accuracies(outputs), atol=0.15)
     assert np.isfinite(found.std(c)).all()
+
+
+def test_few_merges_mix_nothing_of_a_quadratic_in():
+    """Four errors say little of which of two predictions is better."""
+    for left_out, mixed in ((4, False), (5, True)):
+        c = sampled(N + 1 + left_out)
+        scores = 1 - np.sum((c - 0.3) ** 2, axis=1, keepdims=True)
+        scalar = fit_quadratic(c, scores, ridge="auto")
+        surrogate = fit(c, logits(c), scores=scores, scalar=scalar)
+        assert (surrogate.blend[0] > 0) == mixed

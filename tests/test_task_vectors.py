@@ -303,6 +303,8 @@ def test_other_bad_input():
         make(BASE, [])
     with pytest.raises(ValueError, match=r"unique, but \['x'\] come more than once"):
         make(BASE, [BASE, BASE], names=["x", "x"])
+    with pytest.raises(ValueError, match="`names` is 'a', one string"):
+        make(BASE, [BASE], names="a")
     with pytest.raises(ValueError, match="1 entries for 2 experts"):
         make(BASE, [BASE, BASE], names=["x"])
     with pytest.raises(ValueError, match="a mapping has its own"):

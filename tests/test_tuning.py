@@ -317,3 +317,35 @@ def test_one_task_is_refused_before_any_step(key):
     for tuner in (adamerging, frank_wolfe):
         with pytest.raises(ValueError, match="There is 1 task"):
             tuner(evaluator(1), key=key, loss=lambda y, t: 1 / 0)
+
+
+def test_entropy_is_of_what_the_head_makes_of_the_outputs():
+    head, embeddings = 5 * jnp.eye(2)[::-1], 3 * jnp.eye(2)
+    tv = mj.TaskVectors.from_params(jnp.zeros(2), list(jnp.eye(2)))
+    found = []
+    for after in (False, True):
+
+        def predict(params, x, after=after):
+            y = x @ jnp.diag(params)
+            return y if after else y @ head
+
+        accuracy = mj.metrics.accuracy
+        metric = accuracy.after(lambda y: y @ head) if after else accuracy
+        tasks = [mj.Task(n, predict, embeddings, jnp.arange(2), metric) for n in "ab"]
+        key = jax.random.key(0)
+        found.append(mj.adamerging(mj.Evaluator(tv, tasks), key=key, num_steps=5))
+    np.testing.assert_allclose(*(s.stats["losses"] for s in found), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("predict", "metric", "what"),
+    [
+        (lambda p, x: {"y": x * p}, lambda y, t: jnp.mean(y["y"]), "a dict"),
+        (lambda p, x: x * p, mj.metrics.mean_squared_error, "numbers"),
+    ],
+)
+def test_entropy_is_of_classes(predict, metric, what):
+    tv = mj.TaskVectors.from_params(jnp.zeros(2), list(jnp.eye(2)))
+    tasks = [mj.Task(n, predict, jnp.eye(2), jnp.eye(2), metric) for n in "ab"]
+    with pytest.raises(ValueError, match=f"task 'a' predicts {what}.*pass `loss=`"):
+        mj.adamerging(mj.Evaluator(tv, tasks), key=jax.random.key(0), num_steps=1)

@@ -38,8 +38,8 @@ def weight_matching(spec: Spec, a: PyTree, b: PyTree, *, key: Any) -> dict[str, 
         `permute`.
 
     Raises:
-        ValueError: If the specification does not fit the parameters, the trees differ, or
-            the key is not a typed one.
+        ValueError: If the specification does not fit the parameters, the trees differ, a
+            number is NaN or infinite, or the key is not a typed one.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np
@@ -60,12 +60,17 @@ def weight_matching(spec: Spec, a: PyTree, b: PyTree, *, key: Any) -> dict[str, 
     sizes = count_units(spec, a)
     ones, others = _tree.leaves(a), _tree.leaves(b)
     _tree.check_same_leaves(ones, others, "b")
-    pairs = {
-        one.path: (_real(one.value), _real(two.value))
+    # Statistics of BatchNorm follow their units, but say nothing of which these are.
+    compared = [
+        (one, two)
         for one, two in zip(ones, others, strict=True)
-        if one.path in spec
-    }
-    touched = {name: _places(spec, name) for name in sizes}
+        if one.path in spec and not one.kept
+    ]
+    for pair in compared:
+        for leaf, owner in zip(pair, ("`a`", "`b`"), strict=True):
+            _tree.check_finite(leaf, owner)
+    pairs = {one.path: (_real(one.value), _real(two.value)) for one, two in compared}
+    touched = {name: [p for p in _places(spec, name) if p[0] in pairs] for name in sizes}
 
     def known(path: str, axis: int, found: dict[str, np.ndarray]) -> bool:
         others = (block(entry).name for k, entry in spec[path].items() if k != axis)

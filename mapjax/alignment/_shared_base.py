@@ -1,5 +1,6 @@
 """Telling experts of one base from networks that were initialised on their own."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class SharedBase(NamedTuple):
     def strangers(self) -> tuple[str, ...]:
         """The experts that plainly do not come from the base."""
         each = zip(self.names, self.cosines, strict=True)
-        return tuple(name for name, cosine in each if cosine < self.least_cosine)
+        return tuple(name for name, cosine in each if not cosine >= self.least_cosine)
 
     def __str__(self) -> str:
         """Say in a line for each expert how near it is."""
@@ -139,13 +140,23 @@ def check_shared_base(
 
 @jit
 def _moments(pairs: list[tuple[Array, Array]]) -> Float[Array, "3 tasks"]:
-    """Sum base times base, base times change, and change times change."""
+    """Sum base times base, base times change, and change times change, in a unit of theirs."""
+
+    def flat(base: Array, v: Array) -> tuple[Array, Array]:
+        dtype = wide(wide(base.dtype, v.dtype))
+        return base.astype(dtype).reshape(1, -1), v.astype(dtype).reshape(len(v), -1)
+
+    def largest(base: Array, v: Array) -> Array:
+        return jnp.maximum(*(jnp.max(jnp.abs(x), axis=1, initial=0) for x in (base, v)))
+
+    pairs = [flat(*pair) for pair in pairs]
+    # Squares of very large and very small numbers are none in single precision.
+    unit = functools.reduce(jnp.maximum, (largest(*pair) for pair in pairs))
+    unit = jnp.where(unit > 0, unit, 1)[:, None]
 
     def rows(base: Array, v: Array) -> Array:
-        dtype = wide(wide(base.dtype, v.dtype))
-        base, v = base.astype(dtype).ravel(), v.astype(dtype).reshape(len(v), -1)
-        square = jnp.broadcast_to(jnp.sum(jnp.abs(base) ** 2), len(v))
-        dots = jnp.sum((base.conj() * v).real, axis=1)
-        return jnp.stack([square, dots, jnp.sum(jnp.abs(v) ** 2, axis=1)])
+        base, v = base / unit, v / unit
+        sums = [jnp.abs(base) ** 2, (base.conj() * v).real, jnp.abs(v) ** 2]
+        return jnp.stack([jnp.sum(x, axis=1) for x in sums])
 
     return sum((rows(*pair) for pair in pairs[1:]), start=rows(*pairs[0]))

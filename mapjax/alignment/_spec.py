@@ -1,5 +1,6 @@
 """Which axes of which tensors are permuted together, and permuting them."""
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Mapping
@@ -41,8 +42,9 @@ def mlp_spec(
     """Say what is permuted together in a plain multi-layer perceptron.
 
     Matrices are its kernels, in the order of the numbers in their key paths, and vectors
-    its biases, one for each kernel or none at all. The hidden units behind kernel `k` are
-    called `hidden_k`.
+    its biases, one for each kernel or none at all. Without numbers, the fields of a dataclass
+    stand in their order; the keys of a dictionary have none. The hidden units behind kernel
+    `k` are called `hidden_k`.
 
     Args:
         params: The parameters.
@@ -53,8 +55,8 @@ def mlp_spec(
         The axes of all tensors that touch hidden units.
 
     Raises:
-        ValueError: If this is no such network: there are other tensors, or layers do not
-            fit together.
+        ValueError: If this is no such network: there are other tensors, layers do not
+            fit together, or nothing says in which order they come.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,16 +66,16 @@ def mlp_spec(
     if input_axes not in ("leading", "trailing"):
         raise ValueError(f"`input_axes` is {input_axes!r}; use 'leading' or 'trailing'.")
     shapes = {p.path: np.shape(p.value) for p in _tree.leaves(params) if not p.kept}
-    ordered = sorted(shapes, key=_natural)
-    kernels = [path for path in ordered if len(shapes[path]) == 2]
-    biases = [path for path in ordered if len(shapes[path]) == 1]
-    others = [path for path in ordered if len(shapes[path]) not in (1, 2)]
+    kernels = [path for path in shapes if len(shapes[path]) == 2]
+    biases = [path for path in shapes if len(shapes[path]) == 1]
+    others = [path for path in shapes if len(shapes[path]) not in (1, 2)]
     if others or not kernels or len(biases) not in (0, len(kernels)):
         raise ValueError(
             f"This is no plain perceptron: it has {len(kernels)} matrices, {len(biases)} "
             f"vectors and other tensors {others}. Write the specification by hand; see "
             "`mapjax.alignment.Spec`."
         )
+    kernels, biases = (_in_order(paths, params) for paths in (kernels, biases))
     source, target = (0, 1) if input_axes == "leading" else (1, 0)
     spec: dict[str, dict[int, str | Blocks]] = {}
     for k, (one, two) in enumerate(itertools.pairwise(kernels)):
@@ -143,7 +145,8 @@ def count_units(spec: Spec, params: PyTree) -> dict[str, int]:
     Raises:
         ValueError: If the specification does not fit the parameters.
     """
-    shapes = {p.path: np.shape(p.value) for p in _tree.leaves(params) if not p.kept}
+    leaves = _tree.leaves(params, statistics=True)  # they follow their units
+    shapes = {p.path: np.shape(p.value) for p in leaves if not p.kept}
     sizes: dict[str, int] = {}
     for path, axes in spec.items():
         if path not in shapes:
@@ -167,6 +170,22 @@ def count_units(spec: Spec, params: PyTree) -> dict[str, int]:
     if not sizes:
         raise ValueError("`spec` is empty: name at least one axis to permute.")
     return sizes
+
+
+def _in_order(paths: list[str], params: PyTree) -> list[str]:
+    """Sort layers by their numbers, or leave the fields of a dataclass as they stand."""
+    # Of some frameworks, the first layer of a name has no number.
+    names = {re.sub(r"\d+", "#", re.sub(r"_\d+", "", path)): path for path in paths}
+    if len(names) < 2:
+        return sorted(paths, key=_natural)
+    if dataclasses.is_dataclass(params) and not any("['" in path for path in paths):
+        return paths
+    # Keys come sorted: a decoder would stand before its encoder.
+    raise ValueError(
+        f"Nothing says in which order the layers of {' and '.join(names.values())} come. "
+        "Name layers with numbers, or write the specification by hand; see "
+        "`mapjax.alignment.Spec`."
+    )
 
 
 def _natural(path: str) -> list[Any]:

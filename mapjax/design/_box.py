@@ -60,7 +60,10 @@ def quadratic_basis(points: np.ndarray) -> np.ndarray:
     return np.concatenate([ones, points, points[:, i] * points[:, j]], axis=1)
 
 
-def nearest_to_base(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Point of the box nearest to the base, or its lower end where that leaves no room."""
+def from_base(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the point of the box nearest to the base, and how far the box goes on from there.
+
+    Upwards, or where there is no room above, downwards: then the number is negative.
+    """
     nearest = np.clip(0.0, lower, upper)
-    return np.where(nearest < upper, nearest, lower)
+    return nearest, np.where(nearest < upper, upper, lower) - nearest

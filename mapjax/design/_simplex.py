@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from mapjax._keys import generator
 from mapjax._types import ArrayLike
-from mapjax.design._box import Bounds, as_points, distinct, nearest_to_base, read_box
+from mapjax.design._box import Bounds, as_points, distinct, from_base, read_box
 
 
 def simplex_lattice(
@@ -158,7 +158,7 @@ def mixture_amount(
         num_points: How many.
         num_coefficients: How many experts there are.
         bounds: Coefficients are cut off at the ends of this box; those that may be zero
-            are never negative.
+            are never negative, unless they may not be positive.
         amounts: Least and largest sum of the coefficients, before the cut; by default
             0.3 and the larger of 1.5 and $\sqrt N$.
         key: A typed key.
@@ -184,16 +184,16 @@ def mixture_amount(
             f"`amounts` are {least} and {most}, expected 0 <= least < largest. Swap or "
             "correct them."
         )
-    origin = nearest_to_base(lower, upper)
+    origin, reach = from_base(lower, upper)
     # A box that is smaller than the amounts is filled to its far corner.
-    room = np.sum(upper - origin)
+    room = np.sum(np.abs(reach))
     if amounts is None or least >= room:
         least = min(least, room / 4)
     most = min(most, room)
     rng = generator(key)
     proportions = rng.dirichlet(np.ones(num_coefficients), num_points)
     amount = rng.uniform(least, most, (num_points, 1))
-    return as_points(np.minimum(origin + amount * proportions, upper))
+    return as_points(np.clip(origin + np.sign(reach) * amount * proportions, lower, upper))
 
 
 def to_simplex(
@@ -240,5 +240,5 @@ def _lattice(num_coefficients: int, degree: int) -> np.ndarray:
 
 def _shrink(unit: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Map the unit simplex into the box, onto itself where it fits."""
-    origin = nearest_to_base(lower, upper)
-    return origin + np.minimum(upper - origin, 1.0) * unit
+    origin, reach = from_base(lower, upper)
+    return origin + np.clip(reach, -1.0, 1.0) * unit

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mapjax._keys import generator
-from mapjax.design._box import Bounds, as_points, nearest_to_base, read_box
+from mapjax.design._box import Bounds, as_points, from_base, read_box
 
 
 def sobol(
@@ -73,7 +73,7 @@ def multiscale(
     """
     lower, upper = read_box(num_points, num_coefficients, bounds)
     unit = _unit_sobol(num_points, num_coefficients + 1, generator(key))
-    origin = nearest_to_base(lower, upper)
+    origin, _ = from_base(lower, upper)
     shrink = (num_experts or num_coefficients) ** -unit[:, -1:]
     point = lower + (upper - lower) * unit[:, :-1]
     return as_points(origin + shrink * (point - origin))

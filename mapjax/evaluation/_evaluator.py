@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
+from mapjax._checks import check_count
 from mapjax._progress import progress_bar
 from mapjax._types import ArrayLike, Direction
 from mapjax.evaluation._fingerprint import fingerprints
@@ -68,14 +69,14 @@ class Evaluator:
             ValueError: If there are no tasks, two have one name, a number is not
                 positive, or a task cannot be scored with the rule's parameters.
         """
+        numbers = dict(num_coefficients=num_coefficients, chunk_size=chunk_size)
+        for name, value in (numbers | dict(batch_size=batch_size)).items():
+            if value is not None:
+                check_count(name, value, 1)
+        if memory_limit is not None and not memory_limit >= 1:
+            raise ValueError(f"`memory_limit` is {memory_limit}, but must be at least 1.")
         self.rule, self.num_coefficients = as_rule(rule, num_coefficients)
         self.tasks = as_tasks(tasks)
-        numbers = dict(
-            chunk_size=chunk_size, batch_size=batch_size, memory_limit=memory_limit
-        )
-        for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}, but must be at least 1.")
         self.memory_limit = memory_limit
         # What shares out the candidates is `shard_map`, whatever kind of axes were made.
         self.mesh = mesh and Mesh(mesh.devices, mesh.axis_names)

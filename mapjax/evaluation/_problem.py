@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from mapjax._checks import check_choice
+from mapjax._checks import check_choice, check_count
 from mapjax._types import DIRECTIONS, Direction
 from mapjax.evaluation._evaluator import Evaluator
 from mapjax.surrogate import check_bounds, check_ridge
@@ -108,6 +108,7 @@ def describe_problem(
     """
     check_ridge(ridge)
     _check_names(task_names)
+    _check_ends(link_bounds)
     _check_choices("directions", directions, DIRECTIONS)
     _check_choices("link", link, ("identity", "sigmoid", "softplus"))
     if isinstance(evaluate, Evaluator):
@@ -141,11 +142,9 @@ def describe_problem(
             f"`evaluate` is a {type(evaluate).__name__}; pass a `mapjax.Evaluator` or a "
             "function from coefficients to scores."
         )
-    if num_coefficients is None or num_coefficients < 1:
-        raise ValueError(
-            f"`num_coefficients` is {num_coefficients}, but must be said for a function, and "
-            "be at least 1."
-        )
+    if num_coefficients is None:
+        raise ValueError("`num_coefficients` is None, but must be said for a function.")
+    check_count("num_coefficients", num_coefficients, 1)
     names = tuple(f"c{i}" for i in range(num_coefficients))
     problem = Problem(
         evaluate=evaluate,
@@ -197,6 +196,14 @@ def _check_names(names: Any) -> None:
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise ValueError(f"`task_names` must be unique, but {twice} come more than once.")
+
+
+def _check_ends(bounds: Any) -> None:
+    if bounds is not None and (isinstance(bounds, str) or not hasattr(bounds, "__len__")):
+        raise ValueError(
+            f"`link_bounds` is {bounds!r}, but must be the lowest and the highest score, such "
+            "as (0.0, 1.0), each a number or one per task."
+        )
 
 
 def _check_link_bounds(links: tuple[str, ...], bounds: tuple[Any, Any] | None) -> None:

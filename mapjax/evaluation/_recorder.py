@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,9 @@ class Recorder:
         """Those of other runs, in the order of the file, and those asked for since."""
         done = [key for key in self._asked if key in self._known]
         n, t = self.problem.num_coefficients, len(self.problem.task_names or ())
-        coefficients = np.frombuffer(b"".join(done), self._dtype).reshape(-1, n)
+        coefficients = np.array([self._row(key) for key in done], self._dtype).reshape(
+            -1, n
+        )
         scores = np.array([self._known[key] for key in done], self._dtype).reshape(-1, t)
         return Samples(jnp.asarray(coefficients), jnp.asarray(scores))
 
@@ -106,7 +109,7 @@ class Recorder:
         """Say how many of some merges other runs have left in the file."""
         given = set(list(self._asked)[: self.num_given])
         rows = np.ascontiguousarray(coefficients, self._dtype)
-        return sum(row.tobytes() in given for row in rows)
+        return sum(_key(row) in given for row in rows)
 
     def outputs(self) -> list[PyTree]:
         """Give what the metrics saw, `[samples, examples, ...]` for each task."""
@@ -140,7 +143,7 @@ class Recorder:
             self._check_unchanged(self._unchecked)
             self._unchecked = None
         rows = np.ascontiguousarray(coefficients, self._dtype)
-        keys = [row.tobytes() for row in rows]
+        keys = [_key(row) for row in rows]
         first = {key: row for key, row in zip(keys, rows, strict=True)}
         self._asked |= dict.fromkeys(keys)
         todo = [(key, row) for key, row in first.items() if not self._has(key)]
@@ -164,7 +167,7 @@ class Recorder:
 
     def _check_unchanged(self, key: bytes) -> None:
         """Evaluate a merge of the file again: of code there is no fingerprint."""
-        row = np.frombuffer(key, self._dtype)
+        row = self._row(key)
         then, now = self._known[key], self._scores(row[None])[0][0]
         if not np.allclose(then, now, rtol=_SAME, atol=1e-6, equal_nan=True):
             raise ValueError(
@@ -182,6 +185,22 @@ class Recorder:
             if found is not None:
                 self._outputs[key] = found
         return key in self._outputs
+
+    def _warn_of_missing(self) -> None:
+        """Say what of a file is no use to this run, which would look as if it were ignored."""
+        missing, known = sum(not self._has(key) for key in self._known), len(self._known)
+        if missing:
+            what = "derivatives" if self._kind == "jacobian" else "outputs"
+            warnings.warn(
+                f"{missing} of {known} merges in `save_to` ({self.path}) have no {what} and "
+                "are evaluated again; `surrogate='quadratic'` would use their scores.",
+                stacklevel=6,
+            )
+
+    def _row(self, key: bytes) -> np.ndarray:
+        """Give the coefficients that `_key` made a key of."""
+        narrow = len(key) == 4 * self.problem.num_coefficients
+        return np.frombuffer(key, np.float32 if narrow else np.float64).astype(self._dtype)
 
     def _scores(self, candidates: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         outputs = None
@@ -297,16 +316,24 @@ class Recorder:
                     f"Line {number} of {path} is damaged. Delete that line to go on from "
                     "the others."
                 ) from error
-            self._known[row.tobytes()] = score
-            runs.append((row.tobytes(), sample.get("run")))
+            self._known[_key(row)] = score
+            runs.append((_key(row), sample.get("run")))
         if isinstance(self.problem.evaluate, Evaluator) and runs:
             self._unchecked, _ = runs[-1]
         while runs and runs[-1][1] == self.run:
             runs.pop()
+        self._warn_of_missing()
         if self.run is not None:
             self._asked = {key: None for key, _ in runs if self._has(key)}
         if size < path.stat().st_size and jax.process_index() == 0:
             os.truncate(path, size)
+
+
+def _key(row: np.ndarray) -> bytes:
+    """Tell a merge from others, in float32 if exact: then the same with 64 bits or not."""
+    with np.errstate(over="ignore"):
+        narrow = row.astype(np.float32)
+    return (narrow if np.array_equal(narrow, row) else row).tobytes()
 
 
 def _differences(found: dict[str, Any], expected: dict[str, Any]) -> str:

@@ -131,12 +131,28 @@ class Task(eqx.Module):
         return score / n, mean
 
     def outputs(self, params: PyTree, batch_size: int) -> PyTree:
-        """Predict every example: what the metric sees."""
+        """Predict every example: what the metric sees.
+
+        Raises:
+            ValueError: If `predict` does not return one row per example.
+        """
         inputs, _ = _batches(self.inputs, batch_size)
-        stacked = jax.lax.map(lambda x: self.predict(params, x), inputs)
+        stacked = jax.lax.map(lambda x: self._rows(params, x), inputs)
         return jax.tree.map(
             lambda y: y.reshape(-1, *y.shape[2:])[: self.num_examples], stacked
         )
+
+    def _rows(self, params: PyTree, inputs: PyTree) -> PyTree:
+        outputs, count = self.predict(params, inputs), len(jax.tree.leaves(inputs)[0])
+        for y in jax.tree.leaves(outputs):
+            shape = jnp.shape(y)
+            if shape[:1] != (count,):  # batches are joined and cut along this axis
+                rest = shape[0] // count if shape and shape[0] % count == 0 else "..."
+                raise ValueError(
+                    f"`predict` returned {list(shape)} for {count} examples of task "
+                    f"{self.name!r}: return one row per example, such as [{count}, {rest}]."
+                )
+        return outputs
 
     def _sum(self, params: PyTree, inputs: PyTree, targets: PyTree, real: Array) -> Array:
         values = self.metric.each(self.predict(params, inputs), targets)

@@ -8,7 +8,8 @@ from mapjax.search._scalarize import max_product
 
 _OFF_AXIS = 1e6
 _ON_AXIS = 1e-3
-_LEAST_WIDTH = 1e-6
+_LEAST_SHARE = 1e-6
+_ROUNDING = 4
 _LEAST_PIVOT = 1e-6
 
 
@@ -64,12 +65,17 @@ def front_width(
     Returns:
         Widths above zero; 1 for an objective that is constant on the front.
     """
-    plane = _solve_ones((extreme - ideal[:, None]).T)
     flat = worst - ideal
-    # The cut lies at 1 / plane. Comparisons with NaN are False.
-    sound = jnp.all((plane > 0) & (plane * _LEAST_WIDTH < 1))
-    width = jnp.where(sound, jnp.minimum(1 / plane, flat), flat)
-    return jnp.where(width > _LEAST_WIDTH, width, 1)
+    size = jnp.maximum(jnp.abs(worst), jnp.abs(ideal))
+    # Comparisons with NaN are False.
+    varies = flat > _ROUNDING * jnp.finfo(flat.dtype).eps * size
+    flat = jnp.where(varies, flat, 1)
+    # In shares of the front, so that no unit is too small for a pivot.
+    share = jnp.where(varies[:, None], (extreme - ideal[:, None]) / flat[:, None], 0)
+    plane = _solve_ones(share.T)
+    # The cut lies at 1 / plane.
+    sound = jnp.all((plane > 0) & (plane * _LEAST_SHARE < 1))
+    return jnp.where(sound, jnp.minimum(1 / plane, 1), 1) * flat
 
 
 def _solve_ones(matrix: Float[Array, "n n"]) -> Float[Array, " n"]:

@@ -8,7 +8,7 @@ DEFAULT = (np.inf, 1e-3)
 """Degree and penalty where there is nothing to choose them by."""
 POWERS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Of the outputs' deviation, that errors of scores may grow with."""
-_LEAST_JUDGES = 5
+LEAST_JUDGES = 5
 _EVIDENCE = 2.0
 """Differences of log-likelihoods below it say nothing."""
 
@@ -27,7 +27,7 @@ def losses(
     seen = np.isfinite(measured)
     shares = seen * weights[:, None]
     total = np.full(len(options), np.inf)
-    if len(measured) >= _LEAST_JUDGES and shares.any():
+    if len(measured) >= LEAST_JUDGES and shares.any():
         count = np.maximum(seen.sum(axis=0), 1)
         mean = np.where(seen, measured, 0.0).sum(axis=0) / count
         spread = np.where(seen, measured - mean, 0.0)

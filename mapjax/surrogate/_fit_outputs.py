@@ -12,7 +12,14 @@ from jaxtyping import Array, Float, PyTree
 
 from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
-from mapjax.surrogate._errors import POWERS, best_blend, explained, growth_of_errors, losses
+from mapjax.surrogate._errors import (
+    LEAST_JUDGES,
+    POWERS,
+    best_blend,
+    explained,
+    growth_of_errors,
+    losses,
+)
 from mapjax.surrogate._kernel import make_gram
 from mapjax.surrogate._mixtures import Metric, Rows, make_rows
 from mapjax.surrogate._output_surrogate import OutputSurrogate
@@ -162,7 +169,7 @@ def fit_outputs(
     looked_at, blend = predicted[best], np.zeros(len(rows))
     hat = chosen.hat(penalty)
     fitted = _scores(rows, hat, dtype)
-    if scalar is not None and len(others) > 2 and count >= num_unknowns:
+    if scalar is not None and len(others) >= LEAST_JUDGES and count >= num_unknowns:
         theirs = np.asarray(scalar.left_out, np.float64)[usable]
         blend = best_blend(looked_at[others], theirs[others], measured[others])
     if scalar is None or blend.max() < _LEAST_BLEND:
