@@ -1,5 +1,6 @@
 """ReACT, against the paper's formula in NumPy, and in a driver."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +71,57 @@ def test_react_is_the_closed_form_of_its_paper(head, at):
     np.testing.assert_allclose(
         rule(jnp.zeros(N))["last"]["kernel"], rule(jnp.ones(N))["last"]["kernel"], rtol=1e-6
     )
+
+
+class Stack(eqx.Module):
+    """Equinox keeps kernels as `[outputs, inputs]`."""
+
+    hidden: eqx.nn.Linear
+    last: eqx.nn.Linear
+
+    def __call__(self, x):
+        return self.last(jnp.tanh(self.hidden(x)))
+
+
+def as_equinox(params):
+    parts = {}
+    for name, layer in params.items():
+        linear = eqx.nn.Linear(*layer["kernel"].shape, key=jax.random.key(0))
+        new = layer["kernel"].T, layer["bias"]
+        parts[name] = eqx.tree_at(lambda m: (m.weight, m.bias), linear, new)
+    return Stack(**parts)
+
+
+def test_kernels_of_equinox_are_turned():
+    tv = vectors()
+    base, *experts = (as_equinox(mj.merge(tv, c)) for c in np.eye(N + 1, N, k=-1))
+    turned = mj.TaskVectors.from_params(base, experts, names=NAMES)
+    rule = rules.react(turned, lambda model, x: jax.vmap(model)(x), INPUTS, beta=0.3)
+    got, p = rule(jnp.array([0.2, 0.5, 0.3])), np.array([0.2, 0.5, 0.3])
+    kernel, bias = reference(tv, mj.merge(tv, np.full(N, 1 / N)), p, 0.3)
+    np.testing.assert_allclose(got.last.weight.T, kernel, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(got.last.bias, bias, rtol=1e-5)
+
+
+def test_a_bias_below_an_identity_is_not_the_one_beside_it():
+    def with_identity(params, x):
+        return jnp.tanh(x @ params["a"] + params["b"]) @ params["last"]
+
+    def affine(params, x):
+        return (x @ params["a"] + params["b"]) @ params["last"]
+
+    rng = np.random.default_rng(0)
+    models = [
+        {
+            "a": rng.normal(size=(5, 3)).astype(np.float32),
+            "b": rng.normal(size=3).astype(np.float32),
+            "last": np.eye(3, dtype=np.float32),
+        }
+        for _ in range(N + 1)
+    ]
+    tv = mj.TaskVectors.from_params(models[0], models[1:])
+    for head in (with_identity, affine):
+        assert rules.react(tv, head, INPUTS).places[1] is None
 
 
 def test_inputs_by_name_and_parameters_of_less_precision():

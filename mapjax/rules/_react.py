@@ -38,6 +38,7 @@ class ReACT(eqx.Module):
         targets: $C_t W_t K_t$, one per task.
         biases: Of the experts' last layers, where these have any.
         places: Which leaves are the last kernel and its bias.
+        turned: Whether the kernel is kept as `[outputs, inputs]`.
         coefficient_names: The experts.
     """
 
@@ -46,6 +47,7 @@ class ReACT(eqx.Module):
     targets: Float[Array, "tasks inputs outputs"]
     biases: Float[Array, "tasks outputs"] | None
     places: tuple[int, int | None] = eqx.field(static=True)
+    turned: bool = eqx.field(static=True)
     coefficient_names: tuple[str, ...] = eqx.field(static=True)
 
     @property
@@ -76,7 +78,7 @@ class ReACT(eqx.Module):
         p = to_simplex(jnp.asarray(preference))
         leaves, place_of_bias = jax.tree.leaves(self.merged), self.places[1]
         old = leaves[self.places[0]]
-        leaves[self.places[0]] = _solve(p, self.moments, self.targets, old)
+        leaves[self.places[0]] = _solve(p, self.moments, self.targets, old, self.turned)
         if self.biases is not None and place_of_bias is not None:
             bias = jnp.tensordot(p, self.biases, 1)
             leaves[place_of_bias] = bias.astype(leaves[place_of_bias].dtype)
@@ -140,24 +142,24 @@ def react(
     for i, x in enumerate(examples):
         count_examples(x, f"inputs[{i}]", 1)
     merged = merge(task_vectors, [1 / n] * n if coefficients is None else coefficients)
-    places = _last_layer(predict, merged, examples[0])
+    place, place_of_bias, turned = _last_layer(predict, merged, examples[0])
     moments, targets, biases = [], [], []
     for one, x in zip(np.eye(n, dtype=np.float32), examples, strict=True):
         expert = merge(task_vectors, one)
         leaves = jax.tree.leaves(expert)
-        z = _features(predict, merged, places[0], x)
-        y = _features(predict, expert, places[0], x)
-        each = _solve_for_task(z, y, leaves[places[0]], beta)
+        z, y = (_features(predict, m, place, turned, x) for m in (merged, expert))
+        each = _solve_for_task(z, y, _turn(leaves[place], turned), beta)
         moments.append(each[0])
         targets.append(each[1])
-        biases.append(None if places[1] is None else leaves[places[1]])
-    stacked = None if places[1] is None else jnp.stack(biases)
+        biases.append(None if place_of_bias is None else leaves[place_of_bias])
+    stacked = None if place_of_bias is None else jnp.stack(biases)
     return ReACT(
         merged,
         jnp.stack(moments),
         jnp.stack(targets),
         stacked,
-        places,
+        (place, place_of_bias),
+        turned,
         task_vectors.names,
     )
 
@@ -167,11 +169,13 @@ def _solve(
     p: Float[Array, " tasks"],
     moments: Float[Array, "tasks inputs inputs"],
     targets: Float[Array, "tasks inputs outputs"],
-    old: Float[Array, "inputs outputs"],
-) -> Float[Array, "inputs outputs"]:
+    old: Float[Array, "rows columns"],
+    turned: bool,
+) -> Float[Array, "rows columns"]:
     with jax.default_matmul_precision("highest"):
         moments, targets = (jnp.tensordot(p, x, 1) for x in (moments, targets))
-        return jnp.linalg.solve(moments, targets).astype(old.dtype)
+        kernel = jnp.linalg.solve(moments, targets)
+    return _turn(kernel, turned).astype(old.dtype)
 
 
 @jit
@@ -196,14 +200,16 @@ def _solve_for_task(
 
 @eqx.filter_jit
 def _features(
-    predict: Predict, params: PyTree, place: int, inputs: PyTree
+    predict: Predict, params: PyTree, place: int, turned: bool, inputs: PyTree
 ) -> Float[Array, "examples inputs"]:
     """Compute what the last kernel reads: the derivative of an output in its column."""
     leaves = jax.tree.leaves(params)
-    widest = widened(leaves[place])  # features in less precision would not give the outputs
+    # Features in less precision would not give the outputs.
+    widest = _turn(widened(leaves[place]), turned)
 
     def first_output(kernel: Array, example: PyTree) -> Array:
-        params_with = _tree.rebuild(params, [*leaves[:place], kernel, *leaves[place + 1 :]])
+        changed = [*leaves[:place], _turn(kernel, turned), *leaves[place + 1 :]]
+        params_with = _tree.rebuild(params, changed)
         outputs = predict(params_with, jax.tree.map(lambda x: x[None], example))
         return _first(outputs)
 
@@ -223,26 +229,35 @@ def _column(kernel: Array) -> Array:
     return kernel[:, 0]
 
 
-def _last_layer(predict: Predict, params: PyTree, inputs: PyTree) -> tuple[int, int | None]:
-    """Find the kernel whose product is the output, and the bias that is added to it."""
+def _turn(kernel: Array, turned: bool) -> Array:
+    """Transpose a kernel `[outputs, inputs]`, as equinox has it, and back."""
+    return kernel.T if turned else kernel
+
+
+def _last_layer(
+    predict: Predict, params: PyTree, inputs: PyTree
+) -> tuple[int, int | None, bool]:
+    """Find the kernel whose product is the output, the bias beside it, and how it lies."""
     some = jax.tree.map(lambda x: x[:8], inputs)
-    *_, path = gram_matrices(predict, params, some)  # the last one used
+    *_, (path, gram) = gram_matrices(predict, params, some).items()  # the last one used
+    turned = gram.axes == (1,)
     leaves = _tree.leaves(params)
     place = [leaf.path for leaf in leaves].index(path)
     kernel = jnp.asarray(leaves[place].value)
+    kernel = _turn(kernel, turned) if kernel.ndim == 2 else kernel
     outputs = jnp.asarray(predict(params, some))
     outputs = outputs.reshape(len(outputs), -1)
     if kernel.ndim == 2 and outputs.shape[1] == kernel.shape[1]:
         # With another kernel, lest a bias below the last one be taken for that beside it.
         twice = [leaf.value for leaf in leaves]
-        twice[place] = 2 * kernel
+        twice[place] = 2 * twice[place]
         bias = _bias(predict, _tree.rebuild(params, twice), some, outputs.shape[1])
-        product = _features(predict, params, place, some) @ kernel
+        product = _features(predict, params, place, turned, some) @ kernel
         product = product + (0 if bias is None else leaves[bias].value)
         off = jnp.max(jnp.abs(widened(outputs) - product))
         close = max(1e-3, 8 * float(jnp.finfo(outputs.dtype).eps))
         if off <= close * jnp.max(jnp.abs(outputs)):
-            return place, bias
+            return place, bias, turned
     raise ValueError(
         f"The last layer is solved for, but the outputs of `predict` are not a product of "
         f"features with {path}, the last kernel that is used, plus a bias. Let `predict` "
