@@ -122,7 +122,7 @@ def test_none_is_left_out():
         assert public - measured == set(tested)
 
 
-USUAL = {"dare", "match_layers", "regmean", "ties", "tsv", "slerp", "wudi"}
+USUAL = {"match_layers", "ties", "tsv", "slerp"}
 CASES = [
     name if name in USUAL else pytest.param(name, marks=pytest.mark.slow)
     for name in (*TRANSFORMS, *RULES)

@@ -200,6 +200,7 @@ class Attention(nn.Module):
         return embed.attend(x + nn.Dense(8)(nn.relu(nn.Dense(16)(x))))
 
 
+@pytest.mark.slow
 def test_what_was_read_before_any_product_is_averaged():
     model = Attention()
     tokens = [RNG.integers(11, size=(20, 6)) for _ in range(2)]
@@ -266,6 +267,7 @@ def test_parameters_of_less_precision_keep_it():
     assert {x.dtype for x in jax.tree.leaves(got)} == {jnp.bfloat16.dtype}
 
 
+@pytest.mark.slow
 def test_drivers_search_preferences():
     suite = toy_suite()
     inputs = [task.inputs for task in suite.train.tasks]

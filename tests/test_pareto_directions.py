@@ -69,6 +69,7 @@ def test_reference_directions_choose_the_family_by_the_count():
 
 
 @pytest.mark.parametrize(("num_objectives", "num_points"), [(3, 100), (8, 100)])
+@pytest.mark.slow
 def test_riesz_energy_is_as_low_as_pymoos(num_objectives, num_points):
     def log_energy(points):
         gaps = np.linalg.norm(points[:, None] - points[None, :], axis=-1)

@@ -63,6 +63,7 @@ def test_the_best_is_kept_as_often_as_stated():
 
 
 @pytest.mark.parametrize("metric", [mj.metrics.cross_entropy, mj.metrics.f1])
+@pytest.mark.slow
 def test_what_is_kept_has_its_full_score(metric):
     evaluator, c, w = make_evaluator(metric=metric), candidates(), preferences()
     found = race(evaluator, c, w, key=jax.random.key(0), first=64)

@@ -94,6 +94,7 @@ def test_one_finite_score_is_not_a_constant_one():
     assert solution.result == mj.RESULTS.few_samples
 
 
+@pytest.mark.slow
 def test_the_whole_budget_is_spent_where_the_front_is_all_known():
     def evaluate(c):  # the front is the base
         return np.stack([-c.sum(axis=1), -(c**2).sum(axis=1)], axis=1)

@@ -86,6 +86,7 @@ def test_to_simplex_is_a_quotient():
 
 
 @pytest.mark.parametrize("driver", [partial(mj.map_front, rounds=1), mj.bayesian_front])
+@pytest.mark.slow
 def test_the_front_of_mixtures_is_the_segment_between_two_wishes(driver):
     solution = driver(two_wishes, num_coefficients=3, bounds="simplex", budget=14, key=KEY)
     assert solution.result == mj.RESULTS.successful  # not rank-deficient: two are free
@@ -262,6 +263,7 @@ class Preferring:
 
 
 @pytest.mark.parametrize("driver", [mj.map_front, mj.bayesian_front])
+@pytest.mark.slow
 def test_a_rule_says_where_drivers_begin(driver):
     def predict(params, x):
         return -((params - x) ** 2)
@@ -295,6 +297,7 @@ def test_a_rule_says_where_drivers_begin(driver):
         assert {*"abc"} <= {*found.references()}
 
 
+@pytest.mark.slow
 def test_what_another_design_has_left_in_the_file_is_paid_for(tmp_path):
     path, made = tmp_path / "samples.jsonl", []
 
