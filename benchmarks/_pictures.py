@@ -19,12 +19,12 @@ _PANELS = (
 
 
 def by_evaluations(suite: str, figures: dict[str, Any], path: Path) -> None:
-    """Draw what every number of evaluations bought: ours, and the best opponents."""
+    """Draw what every number of evaluations bought: the best of ours, and of opponents."""
     figure, shown = new_figure(10.5, 3.8), {}
     runs = {m: figures["methods"][m] for m in METHODS if m in figures["methods"]}
-    ours = [m for m in runs if METHODS[m].is_ours]
-    theirs = [m for m in runs if not METHODS[m].is_ours]
-    theirs.sort(key=lambda m: -_last(runs[m], _PANELS[0][0]))
+    best = sorted(runs, key=lambda m: -_last(runs[m], _PANELS[0][0]))
+    ours = [m for m in best if METHODS[m].is_ours]
+    theirs = [m for m in best if not METHODS[m].is_ours]
     styles: dict[str, dict[str, Any]] = {
         m: {"color": c, "marker": "o", "ms": 3.5}
         for m, c in zip(ours, _COLORS, strict=False)

@@ -14,45 +14,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import mapjax as mj
 from benchmarks._report import parser, report
+from benchmarks.methods._closed import fishers
+from benchmarks.methods._drivers import grams
 from benchmarks.suites import SUITES, Suite, load
 from mapjax import pareto, transforms
 
 SCALES = np.array([0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5])
 KEY = jax.random.key(0)
-
-
-def grams(suite: Suite) -> list[Any]:
-    """Collect the inputs of every matrix product on training examples, without labels."""
-    vectors = suite.task_vectors
-    return [
-        transforms.gram_matrices(task.predict, mj.merge(vectors, one), task.inputs)
-        for task, one in zip(suite.train.tasks, np.eye(vectors.num_tasks), strict=True)
-    ]
-
-
-def fishers(suite: Suite) -> list[Any]:
-    """Estimate each expert's diagonal Fisher information, with training labels."""
-
-    def fisher(task: Any, params: Any) -> Any:
-        def loss(params: Any, example: Any) -> jax.Array:
-            inputs, target = example
-            logits = task.predict(params, inputs[None])[0]
-            return optax.softmax_cross_entropy_with_integer_labels(logits, target)
-
-        examples = jnp.asarray(task.inputs), jnp.asarray(task.targets)
-        return transforms.fisher(loss, params, examples)
-
-    vectors = suite.task_vectors
-    return [
-        fisher(task, mj.merge(vectors, one))
-        for task, one in zip(suite.train.tasks, np.eye(vectors.num_tasks), strict=True)
-    ]
 
 
 RULES: dict[str, Callable[[Suite], mj.TaskVectors]] = {
@@ -76,11 +48,13 @@ RULES: dict[str, Callable[[Suite], mj.TaskVectors]] = {
     "wudi_descent": lambda suite: transforms.wudi_descent(suite.task_vectors),
     "opcm": lambda suite: transforms.opcm(suite.task_vectors),
     "doge": lambda suite: transforms.doge(suite.task_vectors),
-    "regmean": lambda suite: transforms.regmean(suite.task_vectors, grams(suite)),
-    "fisher": lambda suite: transforms.fisher_weighted(suite.task_vectors, fishers(suite)),
+    "regmean": lambda suite: transforms.regmean(suite.task_vectors, grams(suite, None)),
+    "fisher": lambda suite: transforms.fisher_weighted(
+        suite.task_vectors, fishers(suite, None)
+    ),
     "task arithmetic, by depth": lambda suite: mj.group(suite.task_vectors, "depth"),
     "regmean, by depth": lambda suite: mj.group(
-        transforms.regmean(suite.task_vectors, grams(suite)), "depth"
+        transforms.regmean(suite.task_vectors, grams(suite, None)), "depth"
     ),
 }
 

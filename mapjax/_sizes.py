@@ -11,7 +11,10 @@ def room_for(count: int, least: int = 1) -> int:
     return max(least, 1 << max(count - 1, 0).bit_length())
 
 
-def padded(points: np.ndarray, least: int = 1) -> np.ndarray:
-    """Repeat the first row up to the room for that many, which changes no front."""
+def padded(
+    points: np.ndarray, least: int = 1, filler: np.ndarray | None = None
+) -> np.ndarray:
+    """Repeat a row up to the room for that many: the first one, which changes no front."""
     missing = room_for(len(points), least) - len(points)
-    return np.concatenate([points, np.repeat(points[:1], missing, axis=0)])
+    row = points[:1] if filler is None else filler[None].astype(points.dtype)
+    return np.concatenate([points, np.repeat(row, missing, axis=0)])

@@ -116,8 +116,8 @@ class Solution(eqx.Module):
         weights = equal if preference is None else self._per_task(preference, "preference")
         front = self._front(verified)
         c, signs = np.asarray(front.coefficients), minimising_signs(self.directions)
-        # Rows of NaN are never picked, and bring fronts to one size, compiled for once.
-        scores = _usual(np.asarray(front.scores) * signs, np.nan)
+        # Of equal rows the first is picked, and none of NaN. One size is compiled for once.
+        scores = padded(np.asarray(front.scores) * signs, USUAL_POINTS)
         if at_least is not None:
             # In the dtype of the scores, of which one may be just what is wished.
             wishes = self._per_task(at_least, "at_least", np.nan).astype(front.scores.dtype)
@@ -128,8 +128,9 @@ class Solution(eqx.Module):
             scores = np.where(met[:, None], scores, np.nan)
         if method == "knee":
             return jnp.asarray(c[int(pareto.pick_knee(scores))])
-        tchebycheff = method == "tchebycheff"
-        pick = pareto.pick_tchebycheff if tchebycheff else pareto.pick_weighted_sum
+        pick = (
+            pareto.pick_tchebycheff if method == "tchebycheff" else pareto.pick_weighted_sum
+        )
         return jnp.asarray(c[int(pick(scores, weights))])
 
     def predicted(self, at: ArrayLike | Sequence) -> Front:
@@ -215,8 +216,9 @@ class Solution(eqx.Module):
                 )
         else:
             worst = self._per_task(reference, "reference") * signs
-        # Copies of the reference add no volume.
-        return pareto.hypervolume(_usual(np.asarray(front.scores) * signs, worst), worst)
+        # Copies of the reference add no volume, and take no time.
+        scores = padded(np.asarray(front.scores) * signs, USUAL_POINTS, worst)
+        return pareto.hypervolume(scores, worst)
 
     def table(self) -> list[Point]:
         """List what was measured: base, experts and uniform merge, then the verified front.
@@ -259,9 +261,7 @@ class Solution(eqx.Module):
         for point in self.table():
             pairs = zip(point.measured, point.predicted, strict=True)
             scores = [f"{m:.4g} ({p:.4g})" for m, p in pairs]
-            few = [f"{c:.2f}" for c in point.coefficients[:_MOST_SHOWN]]
-            few += ["..."] * (len(point.coefficients) > _MOST_SHOWN)
-            cells.append([point.name, " ".join(few), *scores])
+            cells.append([point.name, _few(point.coefficients), *scores])
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
@@ -385,10 +385,10 @@ def surrogate_of(solution: Solution) -> Callable[..., Any]:
     return solution.surrogate
 
 
-def _usual(scores: np.ndarray, fill: Any) -> np.ndarray:
-    """Add rows up to the usual number of points; a larger front stays as it is."""
-    missing = max(0, USUAL_POINTS - len(scores)), scores.shape[1]
-    return np.concatenate([scores, np.full(missing, fill, scores.dtype)])
+def _few(coefficients: np.ndarray) -> str:
+    """Write coefficients in a line, and only the first of many."""
+    shown = " ".join(f"{value:.2f}" for value in coefficients[:_MOST_SHOWN])
+    return shown + (" ..." if len(coefficients) > _MOST_SHOWN else "")
 
 
 def provenance(key: PRNGKey) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A suite of three small perceptrons, which takes a moment to make."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +30,26 @@ def draw(rng, scale):
         shapes,
         is_leaf=lambda x: isinstance(x, tuple),
     )
+
+
+class Stack(eqx.Module):
+    """Equinox keeps kernels as `[outputs, inputs]`, and has one example at a time."""
+
+    hidden: eqx.nn.Linear
+    last: eqx.nn.Linear
+
+    def __call__(self, x):
+        return self.last(jnp.tanh(self.hidden(x)))
+
+
+def as_equinox(params):
+    """Put parameters of `predict` into a model that does the same."""
+    parts = {}
+    for name, layer in params.items():
+        linear = eqx.nn.Linear(*layer["kernel"].shape, key=jax.random.key(0))
+        new = layer["kernel"].T, layer["bias"]
+        parts[name] = eqx.tree_at(lambda m: (m.weight, m.bias), linear, new)
+    return Stack(**parts)
 
 
 def toy_suite(seed=0, predict=predict, metric=mj.metrics.accuracy):

@@ -1,12 +1,11 @@
 """Layer matching, against the regressions written out in NumPy, and in a driver."""
 
-import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bench_tools import NAMES, SIZES, N, draw, predict, toy_suite
+from bench_tools import NAMES, SIZES, N, as_equinox, draw, predict, toy_suite
 
 import mapjax as mj
 from mapjax import rules
@@ -99,26 +98,6 @@ def test_the_ridge_is_chosen_on_examples_that_nothing_is_solved_on():
     assert float(rule.ridge) == pytest.approx(min(choices, key=error))
     few = [x[:4] for x in INPUTS]
     assert float(rules.match_layers(tv, predict, few).ridge) == pytest.approx(1.0)
-
-
-class Stack(eqx.Module):
-    """Equinox keeps kernels as `[outputs, inputs]`, and has one example at a time."""
-
-    hidden: eqx.nn.Linear
-    last: eqx.nn.Linear
-
-    def __call__(self, x):
-        return self.last(jnp.tanh(self.hidden(x)))
-
-
-def as_equinox(params):
-    parts = {}
-    for name, layer in params.items():
-        sizes = layer["kernel"].shape
-        linear = eqx.nn.Linear(*sizes, key=jax.random.key(0))
-        new = layer["kernel"].T, layer["bias"]
-        parts[name] = eqx.tree_at(lambda m: (m.weight, m.bias), linear, new)
-    return Stack(**parts)
 
 
 def test_kernels_of_equinox_are_transposed():

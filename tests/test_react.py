@@ -1,12 +1,11 @@
 """ReACT, against the paper's formula in NumPy, and in a driver."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from bench_tools import NAMES, N, draw, predict
+from bench_tools import NAMES, N, as_equinox, draw, predict
 
 import mapjax as mj
 from mapjax import rules
@@ -71,25 +70,6 @@ def test_react_is_the_closed_form_of_its_paper(head, at):
     np.testing.assert_allclose(
         rule(jnp.zeros(N))["last"]["kernel"], rule(jnp.ones(N))["last"]["kernel"], rtol=1e-6
     )
-
-
-class Stack(eqx.Module):
-    """Equinox keeps kernels as `[outputs, inputs]`."""
-
-    hidden: eqx.nn.Linear
-    last: eqx.nn.Linear
-
-    def __call__(self, x):
-        return self.last(jnp.tanh(self.hidden(x)))
-
-
-def as_equinox(params):
-    parts = {}
-    for name, layer in params.items():
-        linear = eqx.nn.Linear(*layer["kernel"].shape, key=jax.random.key(0))
-        new = layer["kernel"].T, layer["bias"]
-        parts[name] = eqx.tree_at(lambda m: (m.weight, m.bias), linear, new)
-    return Stack(**parts)
 
 
 def test_kernels_of_equinox_are_turned():

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 import mapjax as mj
-from benchmarks.methods._drivers import with_grams
 from benchmarks.methods._found import Found, best_of
 from benchmarks.suites import Suite, with_rule
 from mapjax import rules, transforms
@@ -33,28 +32,27 @@ def preferences(count: int, num_tasks: int, seed: int) -> np.ndarray:
     return np.concatenate([np.eye(num_tasks), centre, drawn])[:count]
 
 
-def regmean_mean(suite: Suite) -> rules.MergeRule:
-    """Weigh by the inputs of training examples, without labels."""
-    return rules.regmean_mean(*with_grams(suite))
-
-
 def wudi_mean(suite: Suite) -> rules.MergeRule:
     """Weigh by the vectors themselves."""
     return rules.wudi_mean(suite.task_vectors)
 
 
-def fisher_mean(suite: Suite, most: int = 500) -> rules.MergeRule:
+def fisher_mean(suite: Suite) -> rules.MergeRule:
     """Weigh by squared gradients of training examples, with their labels."""
+    return rules.fisher_mean(suite.task_vectors, fishers(suite))
+
+
+def fishers(suite: Suite, most: int | None = 500) -> list[PyTree]:
+    """Estimate the diagonal Fisher information of each expert on its training examples."""
     vectors = suite.task_vectors
     experts = np.eye(vectors.num_tasks, dtype=np.float32)
-    fishers = [
+    return [
         _fisher(task, mj.merge(vectors, one), most)
         for task, one in zip(suite.train.tasks, experts, strict=True)
     ]
-    return rules.fisher_mean(vectors, fishers)
 
 
-def _fisher(task: mj.Task, params: PyTree, most: int) -> PyTree:
+def _fisher(task: mj.Task, params: PyTree, most: int | None) -> PyTree:
     def loss(params: PyTree, example: PyTree) -> Array:
         inputs, targets = jax.tree.map(lambda x: x[None], example)
         return mj.metrics.cross_entropy(task.predict(params, inputs), targets)

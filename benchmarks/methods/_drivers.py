@@ -47,60 +47,45 @@ def with_driver(
     )
 
 
-def on_regmean(suite: Suite, budget: int) -> Found:
-    """Run `map_front` on the vectors of `transforms.regmean`.
-
-    It reads inputs of training examples, up to 500 for each task, and no labels.
-    """
-    return with_driver(suite, budget, rule=regmean(suite))
-
-
-def on_regmean_mean(suite: Suite, budget: int, **options: Any) -> Found:
-    """Run `map_front` on the weights of `rules.regmean_mean`, which reads the same."""
-    rule = mj.rules.regmean_mean(*with_grams(suite))
-    return with_driver(suite, budget, rule=rule, **options)
-
-
-def on_react(suite: Suite, budget: int, **options: Any) -> Found:
-    """Run `map_front` on the preferences of `rules.react`, which reads the same."""
-    return with_driver(suite, budget, rule=react(suite), **options)
-
-
-def react(suite: Suite, most: int = 500) -> Any:
-    """Solve for the last layer of the uniform merge; the tasks share it."""
-    tasks = suite.train.tasks
-    inputs = [jax.tree.map(lambda x: x[:most], task.inputs) for task in tasks]
-    return mj.rules.react(suite.task_vectors, tasks[0].predict, inputs)
-
-
-def on_match_layers(suite: Suite, budget: int, **options: Any) -> Found:
-    """Run `map_front` on the preferences of `rules.match_layers`, which reads the same."""
-    return with_driver(suite, budget, rule=match_layers(suite), **options)
-
-
-def match_layers(suite: Suite, most: int = 500) -> Any:
-    """Solve for every kernel, up to what tasks share."""
-    tasks = suite.train.tasks
-    inputs = [jax.tree.map(lambda x: x[:most], task.inputs) for task in tasks]
-    predict = suite.features or tasks[0].predict
-    return mj.rules.match_layers(suite.task_vectors, predict, inputs)
+def on_rule(
+    suite: Suite, budget: int, *, make: Callable[[Suite], Any], **options: Any
+) -> Found:
+    """Run a driver on what a rule makes of the suite; see `with_driver`."""
+    return with_driver(suite, budget, rule=make(suite), **options)
 
 
 def regmean(suite: Suite) -> mj.TaskVectors:
-    """Make the vectors of RegMean."""
-    return mj.transforms.regmean(*with_grams(suite))
+    """Make the vectors of RegMean, from inputs of training examples without labels."""
+    return mj.transforms.regmean(suite.task_vectors, grams(suite))
 
 
-def with_grams(suite: Suite, most: int = 500) -> tuple[mj.TaskVectors, list[Any]]:
-    """Give the task vectors, and what every expert's layers read of its own task."""
-    vectors = suite.task_vectors
-    experts = np.eye(vectors.num_tasks, dtype=np.float32)
-    grams = [
-        mj.transforms.gram_matrices(
-            task.predict,
-            mj.merge(vectors, one),
-            jax.tree.map(lambda x: x[:most], task.inputs),
-        )
-        for task, one in zip(suite.train.tasks, experts, strict=True)
+def regmean_mean(suite: Suite) -> mj.rules.MergeRule:
+    """Weigh by the inputs of training examples, without labels."""
+    return mj.rules.regmean_mean(suite.task_vectors, grams(suite))
+
+
+def react(suite: Suite) -> Any:
+    """Solve for the last layer of the uniform merge; the tasks share it."""
+    predict = suite.train.tasks[0].predict
+    return mj.rules.react(suite.task_vectors, predict, inputs(suite))
+
+
+def match_layers(suite: Suite) -> Any:
+    """Solve for every kernel, up to what tasks share."""
+    predict = suite.features or suite.train.tasks[0].predict
+    return mj.rules.match_layers(suite.task_vectors, predict, inputs(suite))
+
+
+def grams(suite: Suite, most: int | None = 500) -> list[Any]:
+    """Collect what every expert's layers read of training examples of its own task."""
+    experts = np.eye(suite.task_vectors.num_tasks, dtype=np.float32)
+    each = zip(suite.train.tasks, inputs(suite, most), experts, strict=True)
+    return [
+        mj.transforms.gram_matrices(task.predict, mj.merge(suite.task_vectors, one), x)
+        for task, x, one in each
     ]
-    return vectors, grams
+
+
+def inputs(suite: Suite, most: int | None = 500) -> list[Any]:
+    """Take the inputs of the first training examples of each task; None takes all."""
+    return [jax.tree.map(lambda x: x[:most], task.inputs) for task in suite.train.tasks]

@@ -37,24 +37,30 @@ _SHARED_HEAD = (
 METHODS: dict[str, Method] = {
     "map_front": Method(_drivers.with_driver, "all defaults", True),
     "map_front_regmean": Method(
-        _drivers.on_regmean, "on vectors of `transforms.regmean`", True
+        partial(_drivers.on_rule, make=_drivers.regmean),
+        "on vectors of `transforms.regmean`",
+        True,
     ),
     "map_front_regmean_mean": Method(
-        _drivers.on_regmean_mean, "on the weights of `rules.regmean_mean`", True
+        partial(_drivers.on_rule, make=_drivers.regmean_mean),
+        "on the weights of `rules.regmean_mean`",
+        True,
     ),
     "map_front_regmean_mean_axial": Method(
-        partial(_drivers.on_regmean_mean, design="axial"),
+        partial(_drivers.on_rule, make=_drivers.regmean_mean, design="axial"),
         'the same with `design="axial"`: from the uniform mixture, not from the experts',
         True,
     ),
     "map_front_react": Method(
-        _drivers.on_react,
+        partial(_drivers.on_rule, make=_drivers.react),
         "on the preferences of `rules.react`",
         True,
         only=_SHARED_HEAD,
     ),
     "map_front_match_layers": Method(
-        _drivers.on_match_layers, "on the preferences of `rules.match_layers`", True
+        partial(_drivers.on_rule, make=_drivers.match_layers),
+        "on the preferences of `rules.match_layers`",
+        True,
     ),
     "map_front_one_shot": Method(
         partial(_drivers.with_driver, rounds=1), "`rounds=1`", True
@@ -74,7 +80,7 @@ METHODS: dict[str, Method] = {
         partial(_drivers.with_driver, driver=mj.bayesian_front), "all defaults", True
     ),
     "bayesian_front_react": Method(
-        partial(_drivers.on_react, driver=mj.bayesian_front),
+        partial(_drivers.on_rule, make=_drivers.react, driver=mj.bayesian_front),
         "on the preferences of `rules.react`",
         True,
         only=_SHARED_HEAD,
@@ -170,7 +176,7 @@ METHODS: dict[str, Method] = {
         "then 0.05 to 0.9 by 0.05",
     ),
     "regmean_mean": Method(
-        partial(_closed.by_preference, rule=_closed.regmean_mean),
+        partial(_closed.by_preference, rule=_drivers.regmean_mean),
         "off-diagonals times 0.9, up to 500 inputs a task; a solve per preference",
     ),
     "fisher_mean": Method(

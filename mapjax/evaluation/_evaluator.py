@@ -69,8 +69,9 @@ class Evaluator:
             ValueError: If there are no tasks, two have one name, a number is not
                 positive, or a task cannot be scored with the rule's parameters.
         """
-        numbers = dict(num_coefficients=num_coefficients, chunk_size=chunk_size)
-        for name, value in (numbers | dict(batch_size=batch_size)).items():
+        counts = dict(num_coefficients=num_coefficients)
+        counts |= dict(chunk_size=chunk_size, batch_size=batch_size)
+        for name, value in counts.items():
             if value is not None:
                 check_count(name, value, 1)
         if memory_limit is not None and not memory_limit >= 1:

@@ -1,7 +1,7 @@
 """Merges whose layers answer as the experts' do, one solve after the other."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,9 +15,8 @@ from mapjax import _tree
 from mapjax._algebra import matmul, solve
 from mapjax._jit import automatic, jit
 from mapjax._tensors import base_tensors, tensors
-from mapjax._types import ArrayLike, widened
-from mapjax.design import to_simplex
-from mapjax.rules._rule import check_preference, dense, weighted_sum
+from mapjax._types import widened
+from mapjax.rules._rule import AbstractPreferenceRule, dense, weighted_sum
 from mapjax.task_vectors import TaskVectors, merge
 from mapjax.transforms._checks import check_positive
 from mapjax.transforms._fisher import count_examples
@@ -36,7 +35,7 @@ _RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """From which the default is chosen; the last one where there are hardly any examples."""
 
 
-class LayerMatching(eqx.Module):
+class LayerMatching(AbstractPreferenceRule):
     r"""From a preference to the merge whose layers answer as the experts' do.
 
     Made by `match_layers`, which says how.
@@ -56,36 +55,13 @@ class LayerMatching(eqx.Module):
     matched: tuple[str, ...] = eqx.field(static=True, default=())
 
     @property
-    def num_coefficients(self) -> int:
-        """How many coefficients there are: the preference of each task."""
-        return self.task_vectors.num_tasks
-
-    @property
     def coefficient_names(self) -> tuple[str, ...]:
         """The experts, in the order of the coefficients."""
         return self.task_vectors.names
 
-    @property
-    def bounds(self) -> str:
-        """What drivers search by default: preferences that sum to one."""
-        return "simplex"
-
-    @property
-    def design(self) -> str:
-        """Where drivers begin by default: around equal preferences.
-
-        The corners are the experts, which tell little of what lies between them.
-        """
-        return "axial"
-
-    def __call__(self, preference: ArrayLike | Sequence[float]) -> PyTree:
-        """Solve for kernel after kernel; no preference at all counts as an equal one.
-
-        Raises:
-            ValueError: If there is not one number per expert.
-        """
-        check_preference(preference, self.coefficient_names)
-        return _merge(self, to_simplex(jnp.asarray(preference)))
+    def merge(self, preference: Float[Array, " tasks"]) -> PyTree:
+        """Solve for kernel after kernel; see `AbstractPreferenceRule`."""
+        return _merge(self, preference)
 
 
 def match_layers(

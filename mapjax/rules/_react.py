@@ -12,8 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from mapjax import _tree
 from mapjax._jit import automatic, jit
 from mapjax._types import ArrayLike, widened
-from mapjax.design import to_simplex
-from mapjax.rules._rule import check_preference
+from mapjax.rules._rule import AbstractPreferenceRule
 from mapjax.task_vectors import TaskVectors, merge
 from mapjax.transforms._checks import check_positive
 from mapjax.transforms._fisher import count_examples
@@ -23,7 +22,7 @@ from mapjax.transforms._gram import gram_matrices
 Predict = Callable[[Any, Any], Array]
 
 
-class ReACT(eqx.Module):
+class ReACT(AbstractPreferenceRule):
     r"""From a preference $p$ to a merge with the last kernel that belongs to it.
 
     With the features $Z_t$ of the merge on task $t$, one row per example, those $Y_t$ of
@@ -39,7 +38,7 @@ class ReACT(eqx.Module):
         biases: Of the experts' last layers, where these have any.
         places: Which leaves are the last kernel and its bias.
         turned: Whether the kernel is kept as `[outputs, inputs]`.
-        coefficient_names: The experts.
+        names: Of the experts.
     """
 
     merged: PyTree
@@ -48,39 +47,22 @@ class ReACT(eqx.Module):
     biases: Float[Array, "tasks outputs"] | None
     places: tuple[int, int | None] = eqx.field(static=True)
     turned: bool = eqx.field(static=True)
-    coefficient_names: tuple[str, ...] = eqx.field(static=True)
+    names: tuple[str, ...] = eqx.field(static=True)
 
     @property
-    def num_coefficients(self) -> int:
-        """How many coefficients there are: the preference of each task."""
-        return len(self.moments)
+    def coefficient_names(self) -> tuple[str, ...]:
+        """The experts, in the order of the coefficients."""
+        return self.names
 
-    @property
-    def bounds(self) -> str:
-        """What drivers search by default: preferences that sum to one."""
-        return "simplex"
-
-    @property
-    def design(self) -> str:
-        """Where drivers begin by default: around equal preferences.
-
-        No corner is an expert, and what most preferences want is nearly the middle.
-        """
-        return "axial"
-
-    def __call__(self, preference: ArrayLike | Sequence[float]) -> PyTree:
-        """Solve for the last kernel; no preference at all counts as an equal one.
-
-        Raises:
-            ValueError: If there is not one number per expert.
-        """
-        check_preference(preference, self.coefficient_names)
-        p = to_simplex(jnp.asarray(preference))
+    def merge(self, preference: Float[Array, " tasks"]) -> PyTree:
+        """Solve for the last kernel; see `AbstractPreferenceRule`."""
         leaves, place_of_bias = jax.tree.leaves(self.merged), self.places[1]
         old = leaves[self.places[0]]
-        leaves[self.places[0]] = _solve(p, self.moments, self.targets, old, self.turned)
+        leaves[self.places[0]] = _solve(
+            preference, self.moments, self.targets, old, self.turned
+        )
         if self.biases is not None and place_of_bias is not None:
-            bias = jnp.tensordot(p, self.biases, 1)
+            bias = jnp.tensordot(preference, self.biases, 1)
             leaves[place_of_bias] = bias.astype(leaves[place_of_bias].dtype)
         return _tree.rebuild(self.merged, leaves)
 

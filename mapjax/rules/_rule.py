@@ -1,5 +1,6 @@
 """What all rules share: coefficients become weights, and weights become parameters."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,7 @@ from mapjax._tensors import (
     tensors,
 )
 from mapjax._types import ArrayLike, widened
+from mapjax.design import to_simplex
 from mapjax.task_vectors import TaskVectors, group_numbers, read_coefficients
 from mapjax.transforms._matrices import Shape
 
@@ -98,14 +100,53 @@ class MergeRule(eqx.Module):
         return _merge(self, read_coefficients(self.task_vectors, coefficients))
 
 
-def check_preference(preference: ArrayLike | Sequence[float], names: Sequence[str]) -> None:
-    """Refuse what is not one number per expert."""
-    if np.shape(preference) != (len(names),):
-        raise ValueError(
-            f"A preference of shape {np.shape(preference)} was given for the experts "
-            f"{tuple(names)}: pass one number for each, shape ({len(names)},). For a batch, "
-            "use jax.vmap(rule)(coefficients)."
-        )
+class AbstractPreferenceRule(eqx.Module):
+    """A rule with a merge for every preference: its coefficients are the tasks' weights.
+
+    Only their proportions count, and with none at all they are equal.
+    """
+
+    @property
+    @abc.abstractmethod
+    def coefficient_names(self) -> tuple[str, ...]:
+        """The experts, in the order of the coefficients."""
+
+    @abc.abstractmethod
+    def merge(self, preference: Float[Array, " tasks"]) -> PyTree:
+        """Merge for weights that sum to one."""
+
+    @property
+    def num_coefficients(self) -> int:
+        """How many coefficients there are: the preference of each task."""
+        return len(self.coefficient_names)
+
+    @property
+    def bounds(self) -> str:
+        """What drivers search by default: preferences that sum to one."""
+        return "simplex"
+
+    @property
+    def design(self) -> str:
+        """Where drivers begin by default: around equal preferences.
+
+        What most preferences want is nearly the middle, of which the corners tell little.
+        """
+        return "axial"
+
+    def __call__(self, preference: ArrayLike | Sequence[float]) -> PyTree:
+        """Merge for a preference; none at all counts as an equal one.
+
+        Raises:
+            ValueError: If there is not one number per expert.
+        """
+        names = self.coefficient_names
+        if np.shape(preference) != (len(names),):
+            raise ValueError(
+                f"A preference of shape {np.shape(preference)} was given for the experts "
+                f"{names}: pass one number for each, shape ({len(names)},). For a batch, "
+                "use jax.vmap(rule)(coefficients)."
+            )
+        return self.merge(to_simplex(jnp.asarray(preference)))
 
 
 def dense(task_vectors: TaskVectors) -> TaskVectors:
