@@ -10,7 +10,7 @@ import numpy as np
 import mapjax as mj
 from benchmarks._memory import watch_peak
 from benchmarks._truth import Truth
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, Found
 from benchmarks.suites import with_rule
 from mapjax import io, pareto
 from mapjax.design import make_design
@@ -23,9 +23,11 @@ class Record(NamedTuple):
         evaluated: Coefficients `[k, C]`, in the order in which they were evaluated.
         scores: Their scores `[k, T]` on the validation examples.
         coefficients: Points `[P, C]` of the proposed front, those that are judged.
-        predicted: What the method takes their scores to be, `[P, T]`; of a rule that has a
-            merge for each preference, these preferences, of length one.
+        predicted: What the method takes their scores to be, `[P, T]`; NaN where it does not
+            say.
         std: Standard deviations of these; NaN where the method has none.
+        picked: Which of them the method picks for equal weights, and then for the first of
+            the preferences that figures are averaged over.
         validation: Their true scores on the validation examples.
         test: The same on the test examples.
         held_out: The same `[P, 2]` on two tasks that no expert was trained on.
@@ -41,6 +43,7 @@ class Record(NamedTuple):
     coefficients: np.ndarray
     predicted: np.ndarray
     std: np.ndarray
+    picked: np.ndarray
     validation: np.ndarray
     test: np.ndarray
     held_out: np.ndarray
@@ -67,9 +70,9 @@ def record(truth: Truth, method: str, budget: int, *, verify: int = 100) -> Reco
         truth: Of the suite.
         method: One of `METHODS`.
         budget: The most evaluations.
-        verify: Points spread over a front that are judged, besides what twice as many
-            preferences pick; of a rule that has a merge for each preference, the merges of
-            these and of the uniform one.
+        verify: Points spread over a front that are judged, besides what the method picks for
+            equal weights and twice as many preferences; of a method that evaluates no
+            front, these alone.
 
     Raises:
         RuntimeError: If the method evaluates more merges than it may.
@@ -80,42 +83,69 @@ def record(truth: Truth, method: str, budget: int, *, verify: int = 100) -> Reco
     seconds, peak_memory = time.perf_counter() - begun, peak()
     if len(found.evaluated) > budget:
         raise RuntimeError(f"{method} made {len(found.evaluated)} of {budget} evaluations.")
-    if found.by_preference:
-        n = found.coefficients.shape[1]
-        asked = np.concatenate([np.full((1, n), 1 / n), truth.preferences[: 2 * verify]])
-        # Of unit vectors none has a larger product with a preference than its own, so that
-        # each of them picks the merge that the rule made for it.
-        units = asked / np.linalg.norm(asked, axis=1, keepdims=True)
-        found = found._replace(coefficients=asked, predicted=units)
-        shown = np.arange(len(asked))
-    else:
-        shown = truth.shown(found, verify)
-    kept = found.coefficients[shown]
+    n = len(suite.names)
+    asked = np.concatenate([np.full((1, n), 1 / n), truth.preferences[: 2 * verify]])
+    proposed = _proposed(found, asked, verify)
+    kept = proposed.coefficients
 
     def on(evaluator: mj.Evaluator) -> np.ndarray:
         evaluator = with_rule(evaluator, found.rule, kept.shape[1])
         return np.asarray(evaluator(kept, progress=False), float)
 
-    guess = np.full((1, len(suite.names)), np.nan)
+    answers = truth.answers.get((method, kept.tobytes()))
+    if answers is None:
+        answers = [truth(kept, found.rule), on(suite.test), on(suite.held_out)]
+        if found.pick is not None and found.surrogate is None:
+            truth.answers[method, kept.tobytes()] = answers
+    guess = np.full((1, n), np.nan)
     # A surrogate over another rule's coefficients has another box.
     if found.surrogate is not None and found.rule is None:
         guess = np.asarray(found.surrogate(design_points(truth)), float)
+    validation, test, held_out = answers
     return Record(
-        found.evaluated,
-        found.scores,
-        kept,
-        found.predicted[shown],
-        np.full_like(found.predicted[shown], np.nan)
-        if found.std is None
-        else found.std[shown],
-        truth(kept, found.rule),
-        on(suite.test),
-        on(suite.held_out),
-        guess,
-        np.asarray(seconds),
-        np.asarray(peak_memory),
-        np.asarray(found.rule is None),
+        evaluated=found.evaluated,
+        scores=found.scores,
+        **proposed._asdict(),
+        validation=validation,
+        test=test,
+        held_out=held_out,
+        guess=guess,
+        seconds=np.asarray(seconds),
+        peak_memory=np.asarray(peak_memory),
+        is_linear=np.asarray(found.rule is None),
     )
+
+
+class _Proposed(NamedTuple):
+    """The fields of the same names of a `Record`."""
+
+    coefficients: np.ndarray
+    predicted: np.ndarray
+    std: np.ndarray
+    picked: np.ndarray
+
+
+def _proposed(found: Found, asked: np.ndarray, verify: int) -> _Proposed:
+    """Collect what a method picks for preferences, and points spread over its front."""
+    nothing = np.full_like(found.predicted, np.nan)
+    std = nothing if found.std is None else found.std
+    spread = np.asarray(pareto.spread_subset(-found.predicted, verify))
+    if found.pick is None:
+        best = np.nanargmax(asked @ found.predicted.T, axis=1)
+        rows, places = np.unique(np.concatenate([best, spread]), return_inverse=True)
+        picked = places[: len(best)]
+        return _Proposed(found.coefficients[rows], found.predicted[rows], std[rows], picked)
+    picks = np.stack([np.asarray(found.pick(one), np.float32) for one in asked])
+    picks, picked = np.unique(picks, axis=0, return_inverse=True)
+    picked = picked.reshape(-1)
+    if found.surrogate is None:
+        nothing = np.full((len(picks), asked.shape[1]), np.nan)
+        return _Proposed(picks, nothing, nothing, picked)
+    said = [np.asarray(f(picks), float) for f in (found.surrogate, found.surrogate.std)]
+    front = found.coefficients, found.predicted, std
+    both = zip((picks, *said), front, strict=True)
+    c, predicted, std = (np.concatenate([new, old[spread]]) for new, old in both)
+    return _Proposed(c, predicted, std, picked)
 
 
 def design_points(truth: Truth) -> np.ndarray:
@@ -140,14 +170,13 @@ def judge(
     """
     suite = truth.suite
     together = np.concatenate([run.scores, run.validation])
-    equal = int(np.argmax(run.predicted.mean(axis=1)))
-    picks = np.argmax(truth.preferences @ run.predicted.T, axis=1)
-    gap = truth.preferences * (run.validation - run.test)[picks]
+    equal, picks = run.picked[0], run.picked[1:]
+    gap = truth.preferences[: len(picks)] * (run.validation - run.test)[picks]
     figures: dict[str, Any] = {
         "hypervolume": truth.hypervolume(together),
         "hypervolume_evaluated": truth.hypervolume(run.scores),
         "igd_plus": truth.igd_plus(together),
-        "regret": truth.regret(run.validation, run.predicted),
+        "regret": truth.regret(run.validation, picks),
         "regret_evaluated": truth.regret(run.scores),
         "normalized_average": 100 * float(np.mean(run.test[equal] / at_home)),
         "generalization_gap": 100 * float(np.mean(gap.sum(axis=1))),
@@ -160,7 +189,7 @@ def judge(
     if np.isfinite(run.seconds):
         figures["seconds"] = float(run.seconds)
     if run.is_linear:
-        figures["regret_linear"] = truth.regret(run.validation, run.predicted, linear=True)
+        figures["regret_linear"] = truth.regret(run.validation, picks, linear=True)
     if paper is not None:
         wins = pareto.win_rate(-run.validation, -paper.validation)
         figures["win_rate"] = 100 * float(np.mean(wins))

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from benchmarks import methods
-from benchmarks.methods import Found
 from benchmarks.suites import CACHE, Suite, with_rule
 from mapjax import io, pareto
 from mapjax._sizes import padded
@@ -36,6 +35,8 @@ class Truth:
     Attributes:
         suite: The problem.
         preferences: Weights over the tasks, uniform on the simplex.
+        answers: Scores of what rules answer by themselves, the same for every budget: on
+            validation, test and held-out examples, by method and coefficients.
     """
 
     def __init__(self, suite: Suite, *, size: int = 5120, num_preferences: int = 200):
@@ -50,6 +51,7 @@ class Truth:
         self._known: dict[bytes, np.ndarray] = {}
         self._others: list[np.ndarray] = []
         self._reachable: Reachable | None = None
+        self.answers: dict[tuple[str, bytes], list[np.ndarray]] = {}
         rng = np.random.default_rng(0)
         self.preferences = rng.dirichlet(np.ones(len(suite.names)), num_preferences)
         name = f"{suite.name}-{suite.seed}-{size}-{_VERSION}-{suite.fingerprint()}.npz"
@@ -116,7 +118,7 @@ class Truth:
     def regret(
         self,
         scores: np.ndarray,
-        picked_by: np.ndarray | None = None,
+        picked: np.ndarray | None = None,
         *,
         linear: bool = False,
     ) -> float:
@@ -124,14 +126,16 @@ class Truth:
 
         Args:
             scores: True scores of the points, as shares of one.
-            picked_by: The scores that the choice goes by; the true ones by default.
+            picked: The index of the point that is chosen for each preference, or for the
+                first ones; by default that with the best scores.
             linear: Against the best merge of the suite's own task vectors, not of all.
         """
-        picked_by = scores if picked_by is None else picked_by
-        index = np.nanargmax(self.preferences @ np.asarray(picked_by).T, axis=1)
-        gained = np.sum(self.preferences * scores[index], axis=1)
-        best = self.reachable()
-        return 100 * float(np.mean((best.linear if linear else best.preferred) - gained))
+        best_ones = np.nanargmax(self.preferences @ scores.T, axis=1)
+        chosen = best_ones if picked is None else picked
+        count, best = len(chosen), self.reachable()
+        gained = np.sum(self.preferences[:count] * scores[chosen], axis=1)
+        against = best.linear if linear else best.preferred
+        return 100 * float(np.mean(against[:count] - gained))
 
     def hypervolume(self, scores: np.ndarray) -> float:
         """Measure the dominated share of the box from zero to the best of every task.
@@ -162,16 +166,6 @@ class Truth:
         best = self.reachable()
         points = padded(_non_dominated(scores, best.ideal))
         return 100 * float(pareto.igd_plus(points, best.front))
-
-    def shown(self, found: Found, most: int = 100) -> np.ndarray:
-        """Choose the points of a predicted front that are evaluated to judge it.
-
-        Up to `most` points spread over the front, and what twice as many preferences pick.
-        """
-        preferences = self.preferences[: 2 * most]
-        picked = np.nanargmax(preferences @ found.predicted.T, axis=1)
-        spread = np.asarray(pareto.spread_subset(-found.predicted, most))
-        return np.unique(np.concatenate([picked, spread]))
 
     def _draw(self, n: int, each: int) -> None:
         """Evaluate boxes and rays of many sizes, then search from the best of them."""

@@ -24,6 +24,7 @@ class Domain(eqx.Module):
         num_experts: How many experts share the coefficients out.
         mixtures: Whether coefficients are to sum to one, in each group.
         design: Where to sample at first.
+        by_preference: Whether the coefficients are weights that a rule gives the experts.
     """
 
     lower: Float[ArrayLike, " coefficients"]
@@ -31,6 +32,7 @@ class Domain(eqx.Module):
     num_experts: int = eqx.field(static=True)
     mixtures: bool = eqx.field(static=True, default=False)
     design: str = eqx.field(static=True, default="multiscale")
+    by_preference: bool = eqx.field(static=True, default=False)
 
     @property
     def box(self) -> tuple[Any, Any]:
@@ -105,11 +107,12 @@ def read_domain(bounds: Any, problem: Problem, design: str | None = None) -> Dom
         isinstance(b, str) and b == "simplex" for b in (asked, problem.bounds)
     )
     ends = read_box((0.0, 1.0) if mixtures else asked, problem.num_coefficients)
+    by_preference = mixtures and usually_mixtures
     # A rule's design is for what it wants searched, and all mixtures are the same.
-    if design is None and (bounds is None or (mixtures and usually_mixtures)):
+    if design is None and (bounds is None or by_preference):
         design = problem.design
     usual = "dirichlet" if mixtures else "multiscale"
-    return Domain(*ends, problem.num_experts, mixtures, design or usual)
+    return Domain(*ends, problem.num_experts, mixtures, design or usual, by_preference)
 
 
 def read_box(bounds: Any, num_coefficients: int) -> tuple[Array, Array]:

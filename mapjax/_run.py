@@ -23,6 +23,7 @@ from mapjax._solution import Solution, provenance
 from mapjax._tracing import (
     NUM_DRAWS,
     importance,
+    inflation,
     predicted_front,
     trace,
     with_doubt,
@@ -33,8 +34,6 @@ from mapjax.surrogate import Outputs, fit_outputs, fit_quadratic, hessian_rank, 
 
 GRADIENT_COST = 3
 """How many evaluations a merge counts as that is differentiated too."""
-
-_MOST_INFLATION = 3.0
 
 
 class Run:
@@ -47,6 +46,7 @@ class Run:
         budget: How many evaluations may be made.
         fitted: The last surrogate, if any.
         front: The last front, if any.
+        by_preference: Whether it is one of weights that a rule gives the experts.
         result: How it went so far.
     """
 
@@ -113,6 +113,7 @@ class Run:
         self.fitted: Any = None
         self.correction: Any = None
         self.front: Front | None = None
+        self.by_preference = False
         self.result = RESULTS.successful
         self.num_verified, self.verified = 0, None
         self.rounds: list[dict[str, Any]] = []
@@ -206,12 +207,7 @@ class Run:
             np.asarray(f(room))[:points] for f in (self.fitted, self.fitted.std)
         )
         missed = np.asarray(self.evaluate(coefficients)) - predicted
-        surprise = missed / np.where(std > 0, std / self.inflation, np.nan)
-        surprise = surprise[np.isfinite(surprise)]
-        if surprise.size:
-            # A few points say little, so that what was seen before counts as much.
-            seen = np.sqrt((np.mean(surprise**2) + self.inflation**2) / 2)
-            self.inflation = float(np.clip(seen, 1.0, _MOST_INFLATION))
+        self.inflation = inflation(missed, std, self.inflation)
 
     def fit(self) -> bool:
         """Fit a surrogate to all samples; False if there is nothing to fit.
@@ -258,6 +254,7 @@ class Run:
 
     def trace(self, key: PRNGKey, *, rough: bool = False) -> Front:
         """Trace the front of the last surrogate; roughly, where it only leads to the next."""
+        self.by_preference = self.domain.by_preference
         with timed(self.seconds, "search"):
             self.front = trace(
                 *(self.fitted, self.signs, self.domain),
@@ -344,6 +341,7 @@ class Run:
             coefficient_names=problem.coefficient_names,
             directions=problem.directions,
             experts=problem.expert_names,
+            by_preference=self.by_preference,
         )
 
     def _fit_scalar(self, samples: Samples, ridge: float | str | None) -> Any:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from mapjax import pareto
 from mapjax._checks import check_choice
+from mapjax._picking import choose, own_experts, own_or_better
 from mapjax._result import RESULTS, Front, Point, Samples
 from mapjax._sizes import USUAL_POINTS, padded
 from mapjax._solution_file import read_solution, why_no_surrogate, write_solution
@@ -49,6 +50,8 @@ class Solution(eqx.Module):
         directions: "maximize" or "minimize", task by task.
         experts: The experts, each with as many coefficients, side by side; None if each has
             one, by whose name it goes.
+        by_preference: Whether coefficients are weights that a rule gives the experts, so that
+            each preference has a merge of its own.
     """
 
     front: Front
@@ -62,6 +65,7 @@ class Solution(eqx.Module):
     coefficient_names: tuple[str, ...] = eqx.field(static=True)
     directions: tuple[Direction, ...] = eqx.field(static=True)
     experts: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    by_preference: bool = eqx.field(static=True, default=False)
 
     @property
     def expert_names(self) -> tuple[str, ...]:
@@ -82,6 +86,10 @@ class Solution(eqx.Module):
         verified: bool = False,
     ) -> Float[Array, " coefficients"]:
         """Take the point of the front that suits a preference best.
+
+        Where a rule has a merge of its own for each preference, as those of `mapjax.rules`
+        have that were searched on the simplex, the weighted sum takes that merge, unless one
+        of the front is predicted to be better by more than the luckiest of predictions.
 
         Args:
             preference: Non-negative weights over the tasks, in order or by name (tasks
@@ -112,26 +120,22 @@ class Solution(eqx.Module):
                 "A knee needs no preference: leave `preference` out, or use "
                 "method='weighted_sum' or 'tchebycheff'."
             )
+        if method is None and (preference is not None or at_least is None):
+            method = "weighted_sum"
         equal = np.ones(len(self.task_names))
         weights = equal if preference is None else self._per_task(preference, "preference")
-        front = self._front(verified)
-        c, signs = np.asarray(front.coefficients), minimising_signs(self.directions)
-        # Of equal rows the first is picked, and none of NaN. One size is compiled for once.
-        scores = padded(np.asarray(front.scores) * signs, USUAL_POINTS)
+        front, signs = self._front(verified), minimising_signs(self.directions)
+        wishes = None
         if at_least is not None:
             # In the dtype of the scores, of which one may be just what is wished.
             wishes = self._per_task(at_least, "at_least", np.nan).astype(front.scores.dtype)
             wishes = np.where(np.isnan(wishes), np.inf, wishes * signs)
-            met = np.all(scores <= wishes, axis=1)
-            if not met.any() or (preference is None and method is None):
-                return jnp.asarray(c[int(pareto.pick_achievement(scores, wishes))])
-            scores = np.where(met[:, None], scores, np.nan)
-        if method == "knee":
-            return jnp.asarray(c[int(pareto.pick_knee(scores))])
-        pick = (
-            pareto.pick_tchebycheff if method == "tchebycheff" else pareto.pick_weighted_sum
-        )
-        return jnp.asarray(c[int(pick(scores, weights))])
+        chosen = choose(front, signs, weights, method, wishes)
+        by_prediction = method == "weighted_sum" and not verified and self.surrogate
+        if self.by_preference and by_prediction:
+            own = own_or_better(self, weights, wishes)
+            chosen = chosen if own is None else own
+        return jnp.asarray(chosen)
 
     def predicted(self, at: ArrayLike | Sequence) -> Front:
         """Predict merges of your own, with standard deviations where they are known.
@@ -174,7 +178,7 @@ class Solution(eqx.Module):
                 f"`scores` has shape {given.shape}, but must end in one score for each of "
                 f"the tasks {self.task_names}."
             )
-        own, up = self._own_experts(), np.array(self.directions) == "maximize"
+        own, up = self._own_scores(), np.array(self.directions) == "maximize"
         above, below = np.where(up, given, own), np.where(up, own, given)
         safe = np.where(below == 0, 1, below)  # 0 is no scale to measure in
         return jnp.asarray(np.where(below == 0, np.nan, above / safe))
@@ -340,16 +344,11 @@ class Solution(eqx.Module):
         same = np.all(np.isclose(sampled, coefficients, atol=1e-6), axis=1)
         return int(np.argmax(same)) if same.any() else None
 
-    def _own_experts(self) -> np.ndarray:
+    def _own_scores(self) -> np.ndarray:
         """Give the score of each task's own expert, NaN where there is none."""
-        names = self.expert_names
-        rows = self._corners()[1:]
-        own = [names.index(t) if t in names else None for t in self.task_names]
-        if own == [None] * len(names):
-            own = list(range(len(names)))
-        samples = np.asarray(self.samples.scores)
-        scores = np.full(len(own), np.nan, samples.dtype)
-        for task, expert in enumerate(own):
+        rows, samples = self._corners()[1:], np.asarray(self.samples.scores)
+        scores = np.full(len(self.task_names), np.nan, samples.dtype)
+        for task, expert in enumerate(own_experts(self.task_names, self.expert_names)):
             row = None if expert is None else self._row(rows[expert])
             if row is not None:
                 scores[task] = samples[row, task]

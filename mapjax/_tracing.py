@@ -19,6 +19,7 @@ NUM_DRAWS = 64
 _CAUTION = 1.0
 _NUM_STEPS = 20
 _ROUGH_SHARE = 0.2
+_MOST_INFLATION = 3.0
 
 
 class Minimised(eqx.Module):
@@ -132,3 +133,20 @@ def importance(values: np.ndarray) -> np.ndarray:
     spread = np.nanstd(values, axis=0)
     gap = (values - np.nanmin(values, axis=0)) / np.where(spread > 0, spread, 1.0)
     return np.nan_to_num(np.exp(-4 * gap)).mean(axis=1)
+
+
+def inflation(missed: np.ndarray, std: np.ndarray, before: float) -> float:
+    """Say what to scale standard deviations by, after what predictions were off by.
+
+    Args:
+        missed: What was measured, less what was predicted.
+        std: Its standard deviations, scaled by `before`.
+        before: The last such factor; at first 1.
+    """
+    surprise = missed / np.where(std > 0, std / before, np.nan)
+    surprise = surprise[np.isfinite(surprise)]
+    if not surprise.size:
+        return before
+    # A few points say little, so that what was seen before counts as much.
+    seen = np.sqrt((np.mean(surprise**2) + before**2) / 2)
+    return float(np.clip(seen, 1.0, _MOST_INFLATION))

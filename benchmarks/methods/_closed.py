@@ -21,7 +21,8 @@ def by_preference(
     made = rule(suite)
     evaluator = with_rule(suite.validation, made)
     scores = np.asarray(evaluator(points, progress=False), float)
-    return best_of(points, scores, made)._replace(by_preference=True)
+    # Whatever was evaluated, a preference is answered by its own merge.
+    return best_of(points, scores, made)._replace(pick=np.asarray)
 
 
 def preferences(count: int, num_tasks: int, seed: int) -> np.ndarray:

@@ -44,6 +44,8 @@ def with_driver(
         None if front.std is None else np.asarray(front.std),
         solution.surrogate,
         rule,
+        # Without merges of its own the solution picks by the weighted sum alone.
+        solution.pick if solution.by_preference else None,
     )
 
 

@@ -21,11 +21,12 @@ class Found(NamedTuple):
         coefficients: The front `[P, C]` that a user would pick from.
         predicted: What the method takes its scores to be, `[P, T]`.
         std: Standard deviations of these, where the method has any.
-        surrogate: From coefficients to predicted scores, where the method has one.
+        surrogate: From coefficients to predicted scores, where the method has one; with its
+            `std`, where it picks by itself.
         rule: What the coefficients go into: task vectors or a function `coefficients ->
             parameters`. None stands for the suite's own task vectors.
-        by_preference: Whether each preference has a merge of its own, whose coefficients it
-            is: nothing is predicted, and no front is picked from.
+        pick: From a preference to the coefficients that the method has for it; None stands
+            for the point of the front with the best predicted weighted sum.
     """
 
     evaluated: np.ndarray
@@ -33,9 +34,9 @@ class Found(NamedTuple):
     coefficients: np.ndarray
     predicted: np.ndarray
     std: np.ndarray | None = None
-    surrogate: Callable[[np.ndarray], Any] | None = None
+    surrogate: Any = None
     rule: Any = None
-    by_preference: bool = False
+    pick: Callable[[np.ndarray], Any] | None = None
 
 
 def best_of(points: np.ndarray, scores: np.ndarray, rule: Any = None) -> Found:
