@@ -1,0 +1,171 @@
+"""A preference's own merge, beside the front of a surrogate that may be wrong."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+import mapjax as mj
+from mapjax import RESULTS, Solution
+from mapjax._picking import _largest_of
+from mapjax._result import Front, Samples
+
+KEY = jax.random.key(0)
+TASKS = ("a", "b", "c")
+
+
+class Guess(eqx.Module):
+    """Scores are the coefficients and a bonus; errors of two merges grow with distance."""
+
+    bonus: jax.Array
+    slope: jax.Array
+
+    def __call__(self, c):
+        away = jnp.max(c, axis=-1, keepdims=True) - 1 / 3
+        return 0.8 * c[..., :3] + self.bonus * away
+
+    def draw(self, c, num_draws, *, key, noise):
+        assert not noise  # of single evaluations, which tells nothing of a merge
+        error = jax.random.normal(key, (num_draws, 3, 3)) * self.slope
+        return self(c) + jnp.einsum("pc,dct->dpt", c[..., :3], error)
+
+
+def solve(bonus=0.0, slope=2.0, **changes) -> Solution:
+    c = jax.random.dirichlet(KEY, jnp.ones(3), (40,))
+    guess = Guess(jnp.asarray(bonus), jnp.asarray(slope))
+    fields: dict[str, Any] = dict(
+        front=Front(c, guess(c)),
+        samples=Samples(jnp.eye(3), guess(jnp.eye(3))),
+        verified=Front(jnp.eye(3), guess(jnp.eye(3))),
+        surrogate=guess,
+        result=RESULTS.successful,
+        stats={},
+        num_verified=0,
+        task_names=TASKS,
+        coefficient_names=TASKS,
+        directions=("maximize",) * 3,
+        by_preference=True,
+    )
+    return Solution(**fields | changes)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 15, 40])
+def test_the_largest_of_some_normal_numbers_is_the_integral(count):
+    def density(x):
+        return x * count * stats.norm.pdf(x) * stats.norm.cdf(x) ** (count - 1)
+
+    expected, _ = integrate.quad(density, -9, 9)
+    assert _largest_of(count) == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("preference", [[0.2, 0.3, 0.5], [6, 2, 2], [0.0, 1.0, 1.0]])
+@pytest.mark.parametrize("slope", [0.0, 0.02, 0.1, 2.0])
+def test_the_front_is_left_unless_it_is_better_by_more_than_luck(preference, slope):
+    solution = solve(bonus=0.2, slope=slope)
+    w = np.array(preference) / np.sum(preference)
+    c = np.asarray(solution.front.coefficients)
+    gains = (
+        np.asarray(solution.front.scores) - np.asarray(solution.predicted(w).scores[0])
+    ) @ w
+    # The errors of tasks are independent, of one deviation along each coefficient.
+    deviation = slope * np.linalg.norm(c - w, axis=1) * np.linalg.norm(w)
+    sure = gains - _largest_of(2) * deviation
+    expected = c[np.argmax(sure)] if sure.max() > 0 else w
+    picked = solution.pick(preference)
+    np.testing.assert_allclose(picked, expected, atol=1e-6)
+    assert (slope == 2.0) == np.allclose(picked, w, atol=1e-6)  # both happen
+    best = c[np.argmax(np.asarray(solution.front.scores) @ w)]
+    not_so = solve(bonus=0.2, slope=slope, by_preference=False)
+    np.testing.assert_array_equal(not_so.pick(preference), best)
+
+
+def test_names_say_whose_expert_is_whose():
+    other = solve(coefficient_names=("c", "a", "b"))
+    np.testing.assert_allclose(other.pick({"a": 0.7, "b": 0.3}), [0, 0.7, 0.3])
+    unknown = solve(coefficient_names=("a", "b", "z"))
+    front = np.asarray(unknown.front.coefficients)
+    assert (front == np.asarray(unknown.pick())).all(axis=1).any()
+    by_order = solve(coefficient_names=("x", "y", "z"))
+    np.testing.assert_allclose(by_order.pick({"a": 0.7, "b": 0.3}), [0.7, 0.3, 0])
+
+
+def test_groups_are_mixed_alike():
+    c = jnp.repeat(jax.random.dirichlet(KEY, jnp.ones(3), (9,)), 2, axis=1)
+    grouped = solve(
+        front=Front(c, c[:, :3]),
+        coefficient_names=tuple(f"{t}/{g}" for t in TASKS for g in "lr"),
+        experts=TASKS,
+    )
+    np.testing.assert_allclose(grouped.pick([1, 1, 2]), [0.25] * 4 + [0.5] * 2)
+
+
+def test_a_task_to_minimise_is_better_below():
+    down = solve(directions=("minimize",) * 3, bonus=-0.2, slope=0.0)
+    w = np.array([0.2, 0.3, 0.5])
+    picked = np.asarray(down.predicted(down.pick(w)).scores[0]) @ w
+    assert picked == pytest.approx(float(np.min(np.asarray(down.front.scores) @ w)))
+    unsure = solve(directions=("minimize",) * 3, bonus=-0.2, slope=9.0)
+    np.testing.assert_allclose(unsure.pick(w), w, atol=1e-6)
+
+
+def test_what_is_wished_comes_before_the_own_merge():
+    solution = solve()
+    np.testing.assert_allclose(
+        solution.pick([1, 1, 2], at_least={"c": 0.3}), [1 / 4, 1 / 4, 1 / 2]
+    )
+    picked = solution.pick([1, 1, 2], at_least={"c": 0.5})
+    assert float(solution.predicted(picked).scores[0, 2]) >= 0.5
+    assert picked.tolist() in solution.front.coefficients.tolist()
+    lone = solution.pick(at_least={"c": 0.3})  # no preference, and so no merge of its own
+    assert lone.tolist() in solution.front.coefficients.tolist()
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "tchebycheff"}, {"method": "knee"}, {"verified": True}]
+)
+def test_other_picks_are_of_the_front(options):
+    solution = solve()
+    front = solution.verified if "verified" in options else solution.front
+    assert front is not None
+    assert solution.pick(**options).tolist() in front.coefficients.tolist()
+
+
+def test_without_a_surrogate_the_front_is_all_there_is():
+    solution = solve(surrogate=None)
+    assert solution.pick().tolist() in solution.front.coefficients.tolist()
+
+
+@pytest.mark.slow
+def test_drivers_say_where_preferences_have_merges_of_their_own(tmp_path):
+    x = np.eye(3, dtype="f")
+    tv = mj.TaskVectors.from_params(jnp.zeros(3), list(3 * x), names=TASKS)
+    tasks = [
+        mj.Task(name, lambda p, x: x @ p, x, target, metric=mj.metrics.mean_squared_error)
+        for name, target in zip(TASKS, 2 * x, strict=True)
+    ]
+    rule = mj.rules.weighted_average(tv)
+    options: dict[str, Any] = dict(budget=5, key=KEY, num_points=20)
+    evaluator = mj.Evaluator(rule, tasks)
+    solution = mj.map_front(evaluator, **options)
+    assert solution.by_preference
+    solution.save(tmp_path / "solution.npz")
+    again = Solution.load(tmp_path / "solution.npz")
+    gains = []
+    for preference in ([1, 1, 1], [0.6, 0.3, 0.1]):
+        picked = solution.pick(preference)
+        np.testing.assert_array_equal(again.pick(preference), picked)
+        own = np.array(preference) / np.sum(preference)
+        gains.append(own @ (evaluator(own[None]) - evaluator(picked[None]))[0])
+    # The mean is the best for equal wishes, and not for others: outputs are linear, so
+    # that nothing predicted is luck.
+    assert gains[0] == pytest.approx(0, abs=1e-3)
+    assert gains[1] > 0.01
+    # Where proportions are not all that counts, coefficients are no preferences.
+    mixed = mj.map_front(mj.Evaluator(tv, tasks), bounds="simplex", **options)
+    tree = mj.nested_front(evaluator, key=KEY, num_points=20, budget=8)
+    assert not mixed.by_preference
+    assert not tree.by_preference
