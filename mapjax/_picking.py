@@ -13,8 +13,8 @@ from mapjax._sizes import USUAL_POINTS, padded
 from mapjax.design import corners
 from mapjax.evaluation import minimising_signs
 
-_NUM_COMPARED = 128
-_NUM_DRAWS = 256
+_NUM_COMPARED = 64
+_NUM_DRAWS = 128
 
 
 def own_experts(task_names: Sequence[str], expert_names: Sequence[str]) -> list[int | None]:
