@@ -142,9 +142,11 @@ def _proposed(found: Found, asked: np.ndarray, verify: int) -> _Proposed:
         nothing = np.full((len(picks), asked.shape[1]), np.nan)
         return _Proposed(picks, nothing, nothing, picked)
     said = [np.asarray(f(picks), float) for f in (found.surrogate, found.surrogate.std)]
+    known = {row.tobytes() for row in picks}
+    rows = [i for i in spread if found.coefficients[i].tobytes() not in known]
     front = found.coefficients, found.predicted, std
     both = zip((picks, *said), front, strict=True)
-    c, predicted, std = (np.concatenate([new, old[spread]]) for new, old in both)
+    c, predicted, std = (np.concatenate([new, old[rows]]) for new, old in both)
     return _Proposed(c, predicted, std, picked)
 
 

@@ -130,10 +130,10 @@ class Truth:
                 first ones; by default that with the best scores.
             linear: Against the best merge of the suite's own task vectors, not of all.
         """
-        best_ones = np.nanargmax(self.preferences @ scores.T, axis=1)
-        chosen = best_ones if picked is None else picked
-        count, best = len(chosen), self.reachable()
-        gained = np.sum(self.preferences[:count] * scores[chosen], axis=1)
+        values, best = self.preferences @ scores.T, self.reachable()
+        chosen = np.nanargmax(values, axis=1) if picked is None else picked
+        count = len(chosen)
+        gained = values[np.arange(count), chosen]
         against = best.linear if linear else best.preferred
         return 100 * float(np.mean(against[:count] - gained))
 

@@ -35,7 +35,9 @@ for name, rule in rules.items():
     picks = np.stack([solution.pick(p) for p in preferences])
     reached[name] = float(np.mean(np.sum(preferences * evaluator(picks), axis=1)))
     own = float(np.mean(np.sum(preferences * evaluator(preferences), axis=1)))
-    if name != "task vectors":  # a pick leaves the rule's own merge for what is surely better
+    if (
+        name != "task vectors"
+    ):  # a pick leaves the rule's own merge for what is surely better
         assert reached[name] > own - 0.002
     print(f"{name:12} picks reach {reached[name]:.3f}; without evaluations {own:.3f}")
 

@@ -1,11 +1,15 @@
 """What the solvers return: fronts, samples and result codes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from importlib.metadata import version
+from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import Array, Float
+
+from mapjax._types import PRNGKey
 
 
 class RESULTS(eqx.Enumeration):
@@ -128,3 +132,12 @@ class Point(NamedTuple):
     predicted: np.ndarray
     std: np.ndarray
     normalized: np.ndarray
+
+
+def provenance(key: PRNGKey) -> dict[str, Any]:
+    """Say what a run can be repeated with."""
+    return {
+        "key": str(jax.random.key_data(key).tolist()),
+        "versions": {name: version(name) for name in ("mapjax", "jax", "evosax")},
+        "device": jax.devices()[0].device_kind,
+    }

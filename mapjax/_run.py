@@ -17,9 +17,9 @@ from mapjax._arguments import check_budget, check_least, read_surrogate
 from mapjax._domain import read_domain
 from mapjax._keys import check_key, generator
 from mapjax._progress import timed
-from mapjax._result import RESULTS, Front, Samples, explain, judge
+from mapjax._result import RESULTS, Front, Samples, explain, judge, provenance
 from mapjax._sizes import USUAL_POINTS, padded
-from mapjax._solution import Solution, provenance
+from mapjax._solution import Solution
 from mapjax._tracing import (
     NUM_DRAWS,
     importance,
@@ -341,7 +341,8 @@ class Run:
             coefficient_names=problem.coefficient_names,
             directions=problem.directions,
             experts=problem.expert_names,
-            by_preference=self.by_preference,
+            by_preference=self.by_preference
+            and {*(problem.task_names or ())} <= {*problem.expert_names},
         )
 
     def _fit_scalar(self, samples: Samples, ridge: float | str | None) -> Any:

@@ -1,7 +1,6 @@
 """The solution: a front, what it was made from, and how to take a point from it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from jaxtyping import Array, Float
 
 from mapjax import pareto
 from mapjax._checks import check_choice
-from mapjax._picking import choose, own_experts, own_or_better
+from mapjax._picking import choose, own_or_better
 from mapjax._result import RESULTS, Front, Point, Samples
-from mapjax._sizes import USUAL_POINTS, padded
+from mapjax._sizes import USUAL_POINTS, padded, usual
 from mapjax._solution_file import read_solution, why_no_surrogate, write_solution
-from mapjax._types import ArrayLike, Direction, PRNGKey
+from mapjax._types import ArrayLike, Direction
 from mapjax.design import corners
 from mapjax.evaluation import minimising_signs
+from mapjax.pareto._checks import as_preference
 
 _MOST_SHOWN = 8
 
@@ -50,8 +50,9 @@ class Solution(eqx.Module):
         directions: "maximize" or "minimize", task by task.
         experts: The experts, each with as many coefficients, side by side; None if each has
             one, by whose name it goes.
-        by_preference: Whether coefficients are weights that a rule gives the experts, so that
-            each preference has a merge of its own.
+        by_preference: Whether coefficients are weights that a rule of `mapjax.rules` gives the
+            experts, and each task has an expert of its name: then each preference has a merge
+            of its own.
     """
 
     front: Front
@@ -87,9 +88,10 @@ class Solution(eqx.Module):
     ) -> Float[Array, " coefficients"]:
         """Take the point of the front that suits a preference best.
 
-        Where a rule has a merge of its own for each preference, as those of `mapjax.rules`
-        have that were searched on the simplex, the weighted sum takes that merge, unless one
-        of the front is predicted to be better by more than the luckiest of predictions.
+        Where a rule has a merge of its own for each preference (see `by_preference`), the
+        weighted sum takes that merge, unless one of the front is predicted to be better by
+        more than the luckiest of predictions. Where there are no errors to tell luck by, or
+        no surrogate, as after `load` from a file that could not hold it, it stays with that.
 
         Args:
             preference: Non-negative weights over the tasks, in order or by name (tasks
@@ -124,6 +126,7 @@ class Solution(eqx.Module):
             method = "weighted_sum"
         equal = np.ones(len(self.task_names))
         weights = equal if preference is None else self._per_task(preference, "preference")
+        as_preference(weights, len(weights))
         front, signs = self._front(verified), minimising_signs(self.directions)
         wishes = None
         if at_least is not None:
@@ -131,8 +134,7 @@ class Solution(eqx.Module):
             wishes = self._per_task(at_least, "at_least", np.nan).astype(front.scores.dtype)
             wishes = np.where(np.isnan(wishes), np.inf, wishes * signs)
         chosen = choose(front, signs, weights, method, wishes)
-        by_prediction = method == "weighted_sum" and not verified and self.surrogate
-        if self.by_preference and by_prediction:
+        if self.by_preference and method == "weighted_sum" and not verified:
             own = own_or_better(self, weights, wishes)
             chosen = chosen if own is None else own
         return jnp.asarray(chosen)
@@ -221,7 +223,7 @@ class Solution(eqx.Module):
         else:
             worst = self._per_task(reference, "reference") * signs
         # Copies of the reference add no volume, and take no time.
-        scores = padded(np.asarray(front.scores) * signs, USUAL_POINTS, worst)
+        scores = usual(np.asarray(front.scores) * signs, worst)
         return pareto.hypervolume(scores, worst)
 
     def table(self) -> list[Point]:
@@ -346,9 +348,13 @@ class Solution(eqx.Module):
 
     def _own_scores(self) -> np.ndarray:
         """Give the score of each task's own expert, NaN where there is none."""
+        names, tasks = self.expert_names, self.task_names
+        own = [names.index(t) if t in names else None for t in tasks]
+        if own == [None] * len(names):
+            own = list(range(len(own)))
         rows, samples = self._corners()[1:], np.asarray(self.samples.scores)
-        scores = np.full(len(self.task_names), np.nan, samples.dtype)
-        for task, expert in enumerate(own_experts(self.task_names, self.expert_names)):
+        scores = np.full(len(tasks), np.nan, samples.dtype)
+        for task, expert in enumerate(own):
             row = None if expert is None else self._row(rows[expert])
             if row is not None:
                 scores[task] = samples[row, task]
@@ -388,12 +394,3 @@ def _few(coefficients: np.ndarray) -> str:
     """Write coefficients in a line, and only the first of many."""
     shown = " ".join(f"{value:.2f}" for value in coefficients[:_MOST_SHOWN])
     return shown + (" ..." if len(coefficients) > _MOST_SHOWN else "")
-
-
-def provenance(key: PRNGKey) -> dict[str, Any]:
-    """Say what a run can be repeated with."""
-    return {
-        "key": str(jax.random.key_data(key).tolist()),
-        "versions": {name: version(name) for name in ("mapjax", "jax", "evosax")},
-        "device": jax.devices()[0].device_kind,
-    }

@@ -15,8 +15,8 @@ from mapjax import metrics
 from mapjax._arguments import check_least
 from mapjax._domain import read_box
 from mapjax._keys import check_key
-from mapjax._result import RESULTS, Front, Samples, explain, judge
-from mapjax._solution import Solution, provenance
+from mapjax._result import RESULTS, Front, Samples, explain, judge, provenance
+from mapjax._solution import Solution
 from mapjax._types import ArrayLike, PRNGKey, widened
 from mapjax.design import corners
 from mapjax.evaluation import Evaluator, Recorder, Task, describe_problem

@@ -34,7 +34,7 @@ class Guess(eqx.Module):
         return self(c) + jnp.einsum("pc,dct->dpt", c[..., :3], error)
 
 
-def solve(bonus=0.0, slope=2.0, **changes) -> Solution:
+def solve(bonus=0.0, slope: Any = 2.0, **changes) -> Solution:
     c = jax.random.dirichlet(KEY, jnp.ones(3), (40,))
     guess = Guess(jnp.asarray(bonus), jnp.asarray(slope))
     fields: dict[str, Any] = dict(
@@ -53,7 +53,7 @@ def solve(bonus=0.0, slope=2.0, **changes) -> Solution:
     return Solution(**fields | changes)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 15, 40])
+@pytest.mark.parametrize("count", [2, 3, 7, 15, 40])
 def test_the_largest_of_some_normal_numbers_is_the_integral(count):
     def density(x):
         return x * count * stats.norm.pdf(x) * stats.norm.cdf(x) ** (count - 1)
@@ -74,9 +74,13 @@ def test_the_front_is_left_unless_it_is_better_by_more_than_luck(preference, slo
     # The errors of tasks are independent, of one deviation along each coefficient.
     deviation = slope * np.linalg.norm(c - w, axis=1) * np.linalg.norm(w)
     sure = gains - _largest_of(2) * deviation
-    expected = c[np.argmax(sure)] if sure.max() > 0 else w
-    picked = solution.pick(preference)
-    np.testing.assert_allclose(picked, expected, atol=1e-6)
+    picked = np.asarray(solution.pick(preference))
+    # Deviations are those of some hundred draws.
+    near = 0.25 * np.abs(_largest_of(2) * deviation).max() + 1e-6
+    if np.allclose(picked, w, atol=1e-6):
+        assert sure.max() < near
+    else:
+        assert sure[np.abs(c - picked).sum(axis=1).argmin()] > max(0, sure.max()) - near
     assert (slope == 2.0) == np.allclose(picked, w, atol=1e-6)  # both happen
     best = c[np.argmax(np.asarray(solution.front.scores) @ w)]
     not_so = solve(bonus=0.2, slope=slope, by_preference=False)
@@ -86,11 +90,12 @@ def test_the_front_is_left_unless_it_is_better_by_more_than_luck(preference, slo
 def test_names_say_whose_expert_is_whose():
     other = solve(coefficient_names=("c", "a", "b"))
     np.testing.assert_allclose(other.pick({"a": 0.7, "b": 0.3}), [0, 0.7, 0.3])
-    unknown = solve(coefficient_names=("a", "b", "z"))
-    front = np.asarray(unknown.front.coefficients)
-    assert (front == np.asarray(unknown.pick())).all(axis=1).any()
-    by_order = solve(coefficient_names=("x", "y", "z"))
-    np.testing.assert_allclose(by_order.pick({"a": 0.7, "b": 0.3}), [0.7, 0.3, 0])
+    more = solve(
+        coefficient_names=("z", "b", "a", "c"),
+        front=Front(jnp.full((1, 4), 0.25), jnp.full((1, 3), 0.25)),
+        surrogate=None,
+    )
+    np.testing.assert_allclose(more.pick({"a": 0.7, "b": 0.3}), [0, 0.3, 0.7, 0])
 
 
 def test_groups_are_mixed_alike():
@@ -134,9 +139,60 @@ def test_other_picks_are_of_the_front(options):
     assert solution.pick(**options).tolist() in front.coefficients.tolist()
 
 
-def test_without_a_surrogate_the_front_is_all_there_is():
-    solution = solve(surrogate=None)
-    assert solution.pick().tolist() in solution.front.coefficients.tolist()
+@pytest.mark.parametrize("surrogate", [None, lambda c: 0.8 * c])
+def test_where_nothing_tells_of_luck_the_own_merge_is_taken(surrogate):
+    solution = solve(surrogate=surrogate)
+    np.testing.assert_allclose(solution.pick([1, 1, 2]), [0.25, 0.25, 0.5])
+    wished = solution.pick([1, 1, 2], at_least={"c": 0.3})  # which nothing predicts
+    assert wished.tolist() in solution.front.coefficients.tolist()
+
+
+def test_a_task_without_errors_counts_only_where_it_is_wished_for():
+    known = solve(bonus=0.2, slope=0.0)
+    unknown = solve(bonus=0.2, slope=jnp.array([0.0, 0.0, jnp.nan]))
+    np.testing.assert_array_equal(unknown.pick([0.6, 0.4, 0]), known.pick([0.6, 0.4, 0]))
+    np.testing.assert_allclose(unknown.pick([0.6, 0.2, 0.2]), [0.6, 0.2, 0.2])
+    assert not np.allclose(known.pick([0.6, 0.2, 0.2]), [0.6, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("preference", "words"),
+    [([2, -0.5, -0.5], "holds -0.5 at position 1"), ([0, 0, 0], "0 for every objective")],
+)
+def test_no_preference_is_refused_whatever_is_wished(preference, words):
+    for wish in (None, {"a": 0.1}, {"a": 5.0}):
+        with pytest.raises(ValueError, match=words):
+            solve().pick(preference, at_least=wish)
+
+
+def test_between_two_experts_luck_goes_both_ways():
+    def pick(slope):
+        c = jnp.linspace(0, 1, 20)[:, None] * jnp.array([1.0, -1.0]) + jnp.array([0.0, 1.0])
+        c = jnp.concatenate([c, jnp.zeros((20, 1))], axis=1)
+        guess = Guess(jnp.asarray(0.2), jnp.asarray(slope))
+        names = ("a", "b", "c")[:2]
+        scores = guess(c)[:, :2]
+
+        class Two(eqx.Module):
+            def __call__(self, c):
+                return guess(jnp.pad(c, ((0, 0), (0, 1))))[:, :2]
+
+            def draw(self, c, num_draws, **options):
+                return guess.draw(jnp.pad(c, ((0, 0), (0, 1))), num_draws, **options)[
+                    ..., :2
+                ]
+
+        return solve(
+            front=Front(c[:, :2], scores),
+            surrogate=Two(),
+            task_names=names,
+            coefficient_names=names,
+            directions=("maximize",) * 2,
+        ).pick([0.6, 0.4])
+
+    assert not np.allclose(pick(0.0), [0.6, 0.4])
+    for slope in (1.0, 100.0):
+        np.testing.assert_allclose(pick(slope), [0.6, 0.4], atol=1e-6)
 
 
 @pytest.mark.slow
@@ -166,6 +222,10 @@ def test_drivers_say_where_preferences_have_merges_of_their_own(tmp_path):
     assert gains[1] > 0.01
     # Where proportions are not all that counts, coefficients are no preferences.
     mixed = mj.map_front(mj.Evaluator(tv, tasks), bounds="simplex", **options)
+    # Nor where nothing says whose expert is whose.
+    nameless = mj.TaskVectors.from_params(jnp.zeros(3), list(3 * x))
+    unknown = mj.Evaluator(mj.rules.weighted_average(nameless), tasks)
+    assert not mj.map_front(unknown, **options).by_preference
     tree = mj.nested_front(evaluator, key=KEY, num_points=20, budget=8)
     assert not mixed.by_preference
     assert not tree.by_preference

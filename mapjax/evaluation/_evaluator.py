@@ -52,7 +52,8 @@ class Evaluator:
                 parameters` written in JAX. Those that `mapjax.group` made take one column
                 per expert and group, with the groups of an expert side by side. A function
                 that is an object may have `num_coefficients`, `coefficient_names`,
-                `bounds` and `design`: what drivers search, and where they begin.
+                `bounds` and `design`: what drivers search, and where they begin; "simplex"
+                says that coefficients are weights of the experts.
             tasks: What to score on, a list of `mapjax.Task`.
             num_coefficients: How many coefficients a rule takes that is a function.
             chunk_size: How many candidates are evaluated at once on each device. By

@@ -12,7 +12,8 @@ from typing import IO, Any
 import jax
 
 from mapjax._atomic import existing_parent, new_file
-from mapjax._solution import Solution, provenance
+from mapjax._result import provenance
+from mapjax._solution import Solution
 from mapjax._types import PRNGKey
 from mapjax.io._solution import load_solution, save_solution
 
