@@ -18,18 +18,21 @@ drivers of mapjax. With N + 1 evaluations (the base and the experts) all direct 
 the same points; 2p is (N + 1)(N + 2).
 
 - *hypervolume*: percent of the box from zero to the best known of every task that is \
-dominated by what was evaluated and by the *points* of the proposed front that were judged, \
-each really evaluated for this, on top of the budget; methods without a surrogate propose \
-only what they have evaluated. *of evaluated*: by what was evaluated alone. Rules with a merge \
-for each preference (layer matching, RegMean, Fisher and WUDI means, ReACT) answer every \
-preference themselves, and are judged by these answers, which cost no evaluation: so on \
-digits8; the other suites were measured before, with the best of what such rules evaluated. \
+dominated by what was evaluated and by the *points* that were judged, each really evaluated \
+for this, on top of the budget: what 200 preferences pick, and up to 100 points spread over \
+the proposed front; methods without a surrogate propose only what they have evaluated. *of \
+evaluated*: by what was evaluated alone. Rules with a merge for each preference (layer \
+matching, RegMean, Fisher and WUDI means, ReACT) answer every preference themselves, and are \
+judged by these answers, which cost no evaluation; drivers on them pick such a merge too, \
+unless another is predicted to be better by more than luck, so that up to 301 points of them \
+are judged. So on digits8 and digits3; the other suites were measured before, with the best \
+of what such rules evaluated, and drivers that picked by prediction alone. \
 Rewarded soups are picked by what was evaluated, which is kinder to their regret.
 - *IGD+*: how far the same points stay behind the best front known (all methods and the pool \
 of direct evaluations), in percent of each task's best.
 - *regret*: what a preference loses against the best merge known, in points of the metric, \
-on average over 200 preferences: for the judged point that the method would pick by its own \
-prediction; *of evaluated*: for the best that it has evaluated; *of linear*: for the pick, \
+on average over 200 preferences: for the point that the method picks, without knowing its \
+score; *of evaluated*: for the best that it has evaluated; *of linear*: for the pick, \
 against the best merge known of the suite's own task vectors, without those of other rules.
 - *win rate*: share of pairs with a point of the paper's protocol at 2p that are won, per \
 task, in percent.
