@@ -39,7 +39,7 @@ def run(
         budget: Numbers of evaluations; N+1 (the base and the experts) and 2p, which is
             (N+1)(N+2), go by the suite.
         seeds: Of the training of the models and of the methods.
-        quick: digits3 and digits8, two seeds, N+1 and 2p, a small pool and a third of the
+        quick: digits3 and digits8, two seeds, N+1 and 2p, a small pool and a fifth of the
             preferences, whatever else is asked for.
         fresh: Make runs again that were made before.
         processes: How many work at once; 2 with `--quick` on a CPU, else 1, for with more
@@ -78,7 +78,7 @@ def run(
                     name,
                     folder,
                     pool or entry.pool,
-                    33 if quick else entry.verify,
+                    20 if quick else entry.verify,
                     CACHE / ("runs-quick" if quick else "runs"),
                 ),
                 methods,
