@@ -2,8 +2,9 @@
 
 _BY_PREFERENCE = (
     "Its pick at equal preference is its uniform merge, which nobody has to choose; a driver "
-    "picks by a prediction for validation examples, and is some tenths of a point behind on "
-    "test examples, within what seeds differ by."
+    "picked by a prediction for validation examples, and was some tenths of a point behind on "
+    "test examples, within what seeds differ by. Since these suites were measured, a driver "
+    "leaves such a merge only for what is better by more than luck."
 )
 _ONE_POINT = (
     "Its front is one point near the base that beats the paper's protocol everywhere; ours "
