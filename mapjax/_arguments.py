@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mapjax._checks import check_count
 from mapjax.evaluation import Evaluator, host_memory
 from mapjax.surrogate import Outputs
 
@@ -21,12 +20,6 @@ def check_budget(budget: int, cost: int, first: str, num_experts: int) -> None:
             f"`budget` is {budget}, but the {first} and {num_experts} experts alone take "
             f"{least} evaluations. Pass at least that."
         )
-
-
-def check_least(name: str, value: int | None, least: int) -> None:
-    """Refuse a number that is too small, or no whole one; None is taken."""
-    if value is not None:
-        check_count(name, value, least)
 
 
 def check_tolerance(tolerance: float, unit: str) -> None:

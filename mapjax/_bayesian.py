@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from mapjax import pareto
-from mapjax._arguments import check_least, check_tolerance
+from mapjax._arguments import check_tolerance
+from mapjax._checks import check_least
 from mapjax._keys import generator
 from mapjax._run import Run
 from mapjax._solution import Solution

@@ -16,6 +16,12 @@ def check_count(name: str, value: Any, least: int) -> None:
         raise ValueError(f"`{name}` is {value!r}, but must be an int of at least {least}.")
 
 
+def check_least(name: str, value: Any, least: int) -> None:
+    """Refuse what `check_count` refuses, but take None."""
+    if value is not None:
+        check_count(name, value, least)
+
+
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Refuse anything but one of a few words.
 

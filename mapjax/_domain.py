@@ -24,7 +24,8 @@ class Domain(eqx.Module):
         num_experts: How many experts share the coefficients out.
         mixtures: Whether coefficients are to sum to one, in each group.
         design: Where to sample at first.
-        by_preference: Whether the coefficients are weights that a rule gives the experts.
+        by_preference: Whether coefficients are weights that a rule gives the experts, and
+            each task has an expert of its name.
     """
 
     lower: Float[ArrayLike, " coefficients"]
@@ -107,12 +108,13 @@ def read_domain(bounds: Any, problem: Problem, design: str | None = None) -> Dom
         isinstance(b, str) and b == "simplex" for b in (asked, problem.bounds)
     )
     ends = read_box((0.0, 1.0) if mixtures else asked, problem.num_coefficients)
-    by_preference = mixtures and usually_mixtures
+    weights = mixtures and usually_mixtures
     # A rule's design is for what it wants searched, and all mixtures are the same.
-    if design is None and (bounds is None or by_preference):
+    if design is None and (bounds is None or weights):
         design = problem.design
     usual = "dirichlet" if mixtures else "multiscale"
-    return Domain(*ends, problem.num_experts, mixtures, design or usual, by_preference)
+    named = {*(problem.task_names or ())} <= {*problem.expert_names}
+    return Domain(*ends, problem.num_experts, mixtures, design or usual, weights and named)
 
 
 def read_box(bounds: Any, num_coefficients: int) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from mapjax import _tree
 from mapjax._algebra import matmul, svd
-from mapjax._checks import check_count
+from mapjax._checks import check_least
 from mapjax._jit import jit
 from mapjax._low_rank import Factored, LowRank
 from mapjax._types import ArrayLike, wide, widened
@@ -156,8 +156,7 @@ def low_rank(
         raise ValueError(f"`rank` is {rank} and `energy` is {energy}: pass one of them.")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"`energy` is {energy}, but must be a share in (0, 1].")
-    if rank is not None:
-        check_count("rank", rank, 1)
+    check_least("rank", rank, 1)
     places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
     places = [v.dense() if isinstance(v, LowRank) else v for v in places]
     shapes = {

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mapjax._arguments import check_least, check_tolerance
+from mapjax._arguments import check_tolerance
+from mapjax._checks import check_least
 from mapjax._run import Run
 from mapjax._solution import Solution
 from mapjax.surrogate import Outputs

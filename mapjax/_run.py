@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mapjax import pareto
-from mapjax._arguments import check_budget, check_least, read_surrogate
+from mapjax._arguments import check_budget, read_surrogate
+from mapjax._checks import check_least
 from mapjax._domain import read_domain
 from mapjax._keys import check_key, generator
 from mapjax._progress import timed
@@ -341,8 +342,7 @@ class Run:
             coefficient_names=problem.coefficient_names,
             directions=problem.directions,
             experts=problem.expert_names,
-            by_preference=self.by_preference
-            and {*(problem.task_names or ())} <= {*problem.expert_names},
+            by_preference=self.by_preference,
         )
 
     def _fit_scalar(self, samples: Samples, ridge: float | str | None) -> Any:

@@ -133,10 +133,11 @@ class Solution(eqx.Module):
             # In the dtype of the scores, of which one may be just what is wished.
             wishes = self._per_task(at_least, "at_least", np.nan).astype(front.scores.dtype)
             wishes = np.where(np.isnan(wishes), np.inf, wishes * signs)
-        chosen = choose(front, signs, weights, method, wishes)
+        chosen = None
         if self.by_preference and method == "weighted_sum" and not verified:
-            own = own_or_better(self, weights, wishes)
-            chosen = chosen if own is None else own
+            chosen = own_or_better(self, weights, wishes)
+        if chosen is None:
+            chosen = choose(front, signs, weights, method, wishes)
         return jnp.asarray(chosen)
 
     def predicted(self, at: ArrayLike | Sequence) -> Front:

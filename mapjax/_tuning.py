@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from mapjax import metrics
-from mapjax._arguments import check_least
+from mapjax._checks import check_least
 from mapjax._domain import read_box
 from mapjax._keys import check_key
 from mapjax._result import RESULTS, Front, Samples, explain, judge, provenance

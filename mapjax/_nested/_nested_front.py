@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mapjax import pareto
-from mapjax._arguments import check_least
+from mapjax._checks import check_least
 from mapjax._keys import generator
 from mapjax._nested._groups import draw_preferences, read_owners, read_preference
 from mapjax._nested._pairing import gram_matrix, read_pairing

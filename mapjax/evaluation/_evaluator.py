@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from mapjax._checks import check_count
+from mapjax._checks import check_least
 from mapjax._progress import progress_bar
 from mapjax._types import ArrayLike, Direction
 from mapjax.evaluation._fingerprint import fingerprints
@@ -70,11 +70,9 @@ class Evaluator:
             ValueError: If there are no tasks, two have one name, a number is not
                 positive, or a task cannot be scored with the rule's parameters.
         """
-        counts = dict(num_coefficients=num_coefficients)
-        counts |= dict(chunk_size=chunk_size, batch_size=batch_size)
-        for name, value in counts.items():
-            if value is not None:
-                check_count(name, value, 1)
+        check_least("num_coefficients", num_coefficients, 1)
+        check_least("chunk_size", chunk_size, 1)
+        check_least("batch_size", batch_size, 1)
         if memory_limit is not None and not memory_limit >= 1:
             raise ValueError(f"`memory_limit` is {memory_limit}, but must be at least 1.")
         self.rule, self.num_coefficients = as_rule(rule, num_coefficients)
