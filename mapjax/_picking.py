@@ -7,8 +7,10 @@ import jax
 import numpy as np
 
 from mapjax import pareto
+from mapjax._keys import generator
 from mapjax._result import Front
 from mapjax._sizes import padded, usual
+from mapjax._types import PRNGKey
 from mapjax.design import corners
 from mapjax.evaluation import minimising_signs
 
@@ -88,6 +90,21 @@ def own_or_better(
     luck = _largest_of(size - size // len(names)) * np.std(draws[:, :1] - draws, axis=0)
     sure = np.nan_to_num(values[0] - values - luck, nan=-np.inf)
     return rows[np.argmax(sure)] if sure.max() > 0 else own
+
+
+def to_verify(solution: Any, count: int, key: PRNGKey) -> np.ndarray:
+    """Take points of the front that are far apart, to be evaluated.
+
+    Where each preference has a merge of its own, take what would be picked: for equal
+    weights of the tasks, and for others drawn evenly.
+    """
+    signs = minimising_signs(solution.directions)
+    if not solution.by_preference:
+        spread = pareto.spread_subset(np.asarray(solution.front.scores) * signs, count)
+        return np.asarray(solution.front.coefficients)[np.asarray(spread)]
+    drawn = generator(key).dirichlet(np.ones(len(signs)), count)
+    drawn[0] = 1 / len(signs)
+    return np.stack([np.asarray(solution.pick(weights)) for weights in drawn])
 
 
 def _largest_of(count: int) -> float:

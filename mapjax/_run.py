@@ -17,6 +17,7 @@ from mapjax._arguments import check_budget, read_surrogate
 from mapjax._checks import check_least
 from mapjax._domain import read_domain
 from mapjax._keys import check_key, generator
+from mapjax._picking import to_verify
 from mapjax._progress import timed
 from mapjax._result import RESULTS, Front, Samples, explain, judge, provenance
 from mapjax._sizes import USUAL_POINTS, padded
@@ -109,7 +110,7 @@ class Run:
         )
         self.budget, self.num_points, self.ridge = budget, num_points, ridge
         # A step of the output-space surrogate costs more, and its searches start warm.
-        self.num_generations = num_generations or (60 if by_outputs else 150)
+        self.num_generations = num_generations or (40 if by_outputs else 150)
         self.key, self.throw, self.inflation = key, throw, 1.0
         self.fitted: Any = None
         self.correction: Any = None
@@ -309,12 +310,11 @@ class Run:
         return gain
 
     def verify(self, count: int) -> None:
-        """Evaluate points spread over the front, and keep the best of all samples."""
-        assert self.front is not None
+        """Evaluate some of what may be picked, and keep the best of all samples."""
         before = len(self.recorder.samples)
-        chosen = pareto.spread_subset(np.asarray(self.front.scores) * self.signs, count)
+        points = to_verify(self._solution(), count, jax.random.fold_in(self.key, 2))
         with timed(self.seconds, "verify"):
-            self.recorder(self.front.coefficients[chosen])
+            self.recorder(points)
         samples = self.recorder.samples
         self.num_verified = len(samples) - before
         finite = jnp.where(jnp.isfinite(samples.scores), samples.scores, jnp.nan)
@@ -323,13 +323,16 @@ class Run:
 
     def solution(self) -> Solution:
         """Hand back what was found, with a warning if something is amiss."""
-        samples, problem = self.recorder.samples, self.recorder.problem
         if self.front is not None and self.front.std is None and len(self.front):
             with timed(self.seconds, "search"):
                 draw_key = jax.random.fold_in(self.key, 1)
                 self.front = with_doubt(self.front, self.fitted, self.signs, draw_key)
         if self.result != RESULTS.successful:
-            warnings.warn(self._words(samples.scores), stacklevel=3)
+            warnings.warn(self._words(self.recorder.samples.scores), stacklevel=3)
+        return self._solution()
+
+    def _solution(self) -> Solution:
+        samples, problem = self.recorder.samples, self.recorder.problem
         return Solution(
             front=self.front or Front(samples.coefficients[:0], samples.scores[:0]),
             samples=samples,
@@ -366,13 +369,12 @@ class Run:
         )
 
     def _start(self, key: PRNGKey) -> np.ndarray:
-        """Give points to begin from: of the last front, up to half a generation first."""
+        """Give points to begin from: of the last front, or samples, half a generation first."""
         drawn = self.domain.start(self.num_points, jax.random.fold_in(key, 1))
-        if self.front is None or not len(self.front):
-            return drawn
-        scores = np.asarray(self.front.scores) * self.signs
-        kept = np.asarray(pareto.spread_subset(scores, self.num_points // 2))
-        return np.concatenate([np.asarray(self.front.coefficients)[kept], drawn])
+        known: Any = self.front or self.recorder.samples
+        scores = np.asarray(known.scores) * self.signs
+        kept = pareto.spread_subset(scores, self.num_points // 2)
+        return np.concatenate([np.asarray(known.coefficients)[np.asarray(kept)], drawn])
 
     def _worth(self, scores: Any) -> np.ndarray:
         """Weigh scores by each preference, minimised; NaN where one is not finite."""

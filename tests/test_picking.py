@@ -11,7 +11,7 @@ from scipy import integrate, stats
 
 import mapjax as mj
 from mapjax import RESULTS, Solution
-from mapjax._picking import _largest_of
+from mapjax._picking import _largest_of, to_verify
 from mapjax._result import Front, Samples
 
 KEY = jax.random.key(0)
@@ -195,6 +195,25 @@ def test_between_two_experts_luck_goes_both_ways():
         np.testing.assert_allclose(pick(slope), [0.6, 0.4], atol=1e-6)
 
 
+def test_what_would_be_picked_is_what_is_verified():
+    solution = solve()
+    points = to_verify(solution, 5, KEY)
+    np.testing.assert_allclose(points.sum(1), 1, atol=1e-6)
+    np.testing.assert_array_equal(points[0], solution.pick())
+    assert len(np.unique(points, axis=0)) == 5
+    # Without merges of their own, points of the front that are far apart.
+    spread = solve(by_preference=False)
+    rows, surrogate = (
+        np.asarray(spread.front.coefficients),
+        Guess(jnp.zeros(()), jnp.ones(())),
+    )
+    chosen = to_verify(spread, 5, KEY)
+    assert all((rows == point).all(axis=1).any() for point in chosen)
+    best = spread.front.scores.max(axis=0)
+    found = surrogate(jnp.asarray(chosen)).max(axis=0)
+    np.testing.assert_allclose(found, best)
+
+
 @pytest.mark.slow
 def test_drivers_say_where_preferences_have_merges_of_their_own(tmp_path):
     x = np.eye(3, dtype="f")
@@ -206,8 +225,10 @@ def test_drivers_say_where_preferences_have_merges_of_their_own(tmp_path):
     rule = mj.rules.weighted_average(tv)
     options: dict[str, Any] = dict(budget=5, key=KEY, num_points=20)
     evaluator = mj.Evaluator(rule, tasks)
-    solution = mj.map_front(evaluator, **options)
+    solution = mj.map_front(evaluator, verify=3, **options)
     assert solution.by_preference
+    assert solution.num_verified == 2  # the mean of the experts is a sample
+    np.testing.assert_array_equal(solution.pick(), solution.samples.coefficients[3])
     solution.save(tmp_path / "solution.npz")
     again = Solution.load(tmp_path / "solution.npz")
     gains = []
