@@ -1,4 +1,4 @@
-"""Compiled functions in which the compiler chooses how arrays are sharded."""
+"""Compiled functions that work on any mesh, and however strict JAX is about ranks."""
 
 import functools
 from collections.abc import Callable
@@ -13,9 +13,26 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def jit(function: Function) -> Function:
-    """Compile a function for arrays on any mesh; see `automatic`."""
-    compiled: Any = eqx.filter_jit(automatic(function))
+    """Compile a function of our own; see `automatic` and `broadcasting`."""
+    compiled: Any = eqx.filter_jit(broadcasting(automatic(function)))
     return compiled
+
+
+def broadcasting(function: Function) -> Function:
+    """Let arrays of any ranks be combined inside of a function, as NumPy does.
+
+    With `jax_numpy_rank_promotion="raise"` users find such places in what they wrote
+    themselves, and so this is for functions that call nothing of theirs, where possible.
+    JAX looks only while it traces: once compiled, this costs nothing.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    wrapped: Any = run
+    return wrapped
 
 
 def automatic(function: Function) -> Function:

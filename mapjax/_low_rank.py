@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
+from mapjax._jit import broadcasting
 from mapjax._types import ArrayLike, wide, widened
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -56,6 +57,7 @@ class LowRank(eqx.Module):
         total = jnp.einsum("ndr,nrk->dk", a, weighted, precision=HIGHEST)
         return total.reshape(self.shape[1:])
 
+    @broadcasting
     def apply(
         self, x: Inexact[Array, "..."], c: Inexact[Array, " coefficients"]
     ) -> Inexact[Array, "..."]:

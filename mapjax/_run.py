@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -317,7 +316,8 @@ class Run:
             self.recorder(points)
         samples = self.recorder.samples
         self.num_verified = len(samples) - before
-        finite = jnp.where(jnp.isfinite(samples.scores), samples.scores, jnp.nan)
+        scores = np.asarray(samples.scores)
+        finite = np.where(np.isfinite(scores), scores, np.nan)
         kept = np.asarray(pareto.non_dominated(finite * self.signs))
         self.verified = Front(samples.coefficients[kept], samples.scores[kept])
 

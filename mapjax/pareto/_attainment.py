@@ -1,11 +1,11 @@
 """How sure a front of two objectives is, from draws of its points."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._jit import jit
 from mapjax._types import ArrayLike
 
 
@@ -59,7 +59,7 @@ def attainment_band(
     return _band(jnp.asarray(draws), jnp.asarray(levels), probability)
 
 
-@eqx.filter_jit
+@jit
 def _band(
     draws: Float[Array, "draws points two"], levels: Array, probability: float
 ) -> tuple[Float[Array, " levels"], Float[Array, " levels"]]:

@@ -1,11 +1,11 @@
 """Pareto dominance: who dominates whom, fronts, ranks and crowding."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mapjax._jit import jit
 from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
 from mapjax.pareto._checks import as_float, as_points, is_concrete
@@ -48,7 +48,7 @@ def dominance_matrix(scores: ArrayLike) -> Bool[Array, "points points"]:
     return _dominance_matrix(as_points(scores))
 
 
-@eqx.filter_jit
+@jit
 def _dominance_matrix(
     scores: Float[Array, "points objectives"],
 ) -> Bool[Array, "points points"]:
@@ -83,7 +83,7 @@ def non_dominated(scores: ArrayLike) -> Bool[Array, " points"]:
     return jax.device_put(np.asarray(_non_dominated(jax.device_put(rows)))[: len(points)])
 
 
-@eqx.filter_jit
+@jit
 def _non_dominated(scores: Float[Array, "points objectives"]) -> Bool[Array, " points"]:
     def is_dominated(point):
         return jnp.any(_dominates(scores, point))
@@ -118,7 +118,7 @@ def probability_non_dominated(draws: ArrayLike) -> Float[Array, " points"]:
     return _probability_non_dominated(as_float(draws))
 
 
-@eqx.filter_jit
+@jit
 def _probability_non_dominated(
     draws: Float[Array, "draws points objectives"],
 ) -> Float[Array, " points"]:
@@ -154,7 +154,7 @@ def non_dominated_ranks(scores: ArrayLike) -> Int[Array, " points"]:
     return _non_dominated_ranks(as_points(scores))
 
 
-@eqx.filter_jit
+@jit
 def _non_dominated_ranks(
     scores: Float[Array, "points objectives"],
 ) -> Int[Array, " points"]:
@@ -220,7 +220,7 @@ def crowding_distance(
     return _crowding_distance(points, ranks)
 
 
-@eqx.filter_jit
+@jit
 def _crowding_distance(
     scores: Float[Array, "points objectives"], ranks: Int[Array, " points"]
 ) -> Float[Array, " points"]:

@@ -3,12 +3,12 @@
 from math import comb
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mapjax._jit import jit
 from mapjax._keys import check_key
 from mapjax._types import ArrayLike, PRNGKey, widened
 from mapjax.pareto._checks import as_points, as_vector, is_concrete
@@ -102,7 +102,7 @@ class _Bounds(NamedTuple):
     count: Int[Array, ""]
 
 
-@eqx.filter_jit
+@jit
 def _hypervolume(
     scores: Float[Array, "points objectives"], reference: Float[Array, " objectives"]
 ) -> Float[Array, ""]:
@@ -253,7 +253,7 @@ def hypervolume_monte_carlo(
     return _monte_carlo(points, corner, ideal, samples, key)
 
 
-@eqx.filter_jit
+@jit
 def _monte_carlo(
     scores: Float[Array, "points objectives"],
     reference: Float[Array, " objectives"],

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from mapjax._jit import jit
 from mapjax._types import ArrayLike
 from mapjax.pareto._checks import as_pair, as_points
 
@@ -149,7 +149,7 @@ def _finite(scores: Float[Array, "points objectives"]) -> Bool[Array, " points"]
     return jnp.all(jnp.isfinite(scores), axis=-1)
 
 
-@eqx.filter_jit
+@jit
 def _mean_to_nearest(
     origins: Float[Array, "origins objectives"],
     targets: Float[Array, "targets objectives"],
@@ -204,7 +204,7 @@ def spacing(scores: ArrayLike) -> Float[Array, ""]:
     return _spacing(as_points(scores))
 
 
-@eqx.filter_jit
+@jit
 def _spacing(scores: Float[Array, "points objectives"]) -> Float[Array, ""]:
     counted = _finite(scores)
     index = jnp.arange(len(scores))
@@ -251,7 +251,7 @@ def coverage(a: ArrayLike, b: ArrayLike) -> Float[Array, ""]:
     return _coverage(*as_pair(a, b, ("a", "b")))
 
 
-@eqx.filter_jit
+@jit
 def _coverage(
     a: Float[Array, "a objectives"], b: Float[Array, "b objectives"]
 ) -> Float[Array, ""]:
@@ -293,7 +293,7 @@ def win_rate(a: ArrayLike, b: ArrayLike) -> Float[Array, " tasks"]:
     return _win_rate(*as_pair(a, b, ("a", "b")))
 
 
-@eqx.filter_jit
+@jit
 def _win_rate(
     a: Float[Array, "a tasks"], b: Float[Array, "b tasks"]
 ) -> Float[Array, " tasks"]:

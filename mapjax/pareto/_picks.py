@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mapjax._jit import jit
 from mapjax._types import ArrayLike
 from mapjax.pareto._checks import as_points, as_preference, as_vector, check_pickable
 from mapjax.pareto._dominance import non_dominated
@@ -200,14 +200,14 @@ def _ideal_and_range(
     return jnp.where(jnp.isfinite(ideal), ideal, 0), jnp.where(usable, width, 1)
 
 
-@eqx.filter_jit
+@jit
 def _pick_weighted_sum(
     scores: Float[Array, "points objectives"], weights: Float[Array, " objectives"]
 ) -> Int[Array, ""]:
     return _least(jnp.sum(_weighted(weights, scores), axis=1), _present(scores))
 
 
-@eqx.filter_jit
+@jit
 def _pick_tchebycheff(
     scores: Float[Array, "points objectives"],
     weights: Float[Array, " objectives"],
@@ -221,7 +221,7 @@ def _pick_tchebycheff(
     return _least(jnp.max(loss, axis=1) + augmentation * jnp.sum(loss, axis=1), present)
 
 
-@eqx.filter_jit
+@jit
 def _pick_achievement(
     scores: Float[Array, "points objectives"],
     aspirations: Float[Array, " objectives"],
@@ -241,7 +241,7 @@ def _pick_achievement(
     )
 
 
-@eqx.filter_jit
+@jit
 def _pick_knee(scores: Float[Array, "points objectives"]) -> Int[Array, ""]:
     front = non_dominated(scores)
     ideal, width = _ideal_and_range(scores, front)

@@ -1,12 +1,12 @@
 """A few points that stand for a whole set."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mapjax._checks import check_count
+from mapjax._jit import jit
 from mapjax._sizes import USUAL_POINTS, room_for
 from mapjax._types import ArrayLike
 from mapjax.pareto._checks import as_points
@@ -53,7 +53,7 @@ def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:
     )
 
 
-@eqx.filter_jit
+@jit
 def _farthest(
     points: Float[Array, "points objectives"], complete: Bool[Array, " points"], count: int
 ) -> Int[Array, " subset"]:

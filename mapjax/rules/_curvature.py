@@ -141,7 +141,7 @@ def wudi_mean(
 
 def _relative(f: Float[Array, "tasks ..."]) -> Float[Array, "tasks ..."]:
     # Only proportions matter, and products of tiny numbers would be flushed to zero.
-    top = jnp.max(f, axis=0)
+    top = jnp.max(f, axis=0, keepdims=True)
     return f / jnp.where(top > 0, top, 1)
 
 

@@ -211,10 +211,9 @@ def _solve(rule: LayerMatching, p: Float[Array, " tasks"]) -> dict[str, Array]:
     places = [i for i, leaf in enumerate(_tree.leaves(tv.base)) if leaf.path in vectors]
     given = []
     for path, leaf, v in zip(vectors, base_tensors(tv), vectors.values(), strict=True):
-        average, experts = (
-            (widened(leaf) + x).astype(leaf.dtype)
-            for x in (weighted_sum(p, widened(v)), widened(v))
-        )
+        average = widened(leaf) + weighted_sum(p, widened(v))
+        experts = widened(leaf)[None] + widened(v)
+        average, experts = average.astype(leaf.dtype), experts.astype(leaf.dtype)
         given.append(_Shown(average, experts, (False, True), View.whole(path, leaf.shape)))
     given += [_Shown(x, x, (True, True), None) for x in jax.tree.leaves(rule.inputs)]
 

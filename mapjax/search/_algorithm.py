@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from mapjax._checks import check_count
+from mapjax._jit import broadcasting
 from mapjax._types import PRNGKey
 from mapjax.search._checks import check_num_objectives, check_shape
 
@@ -79,6 +80,7 @@ class MultiObjectiveAlgorithm(PopulationBasedAlgorithm, abc.ABC):
         return hash((type(self), self._configuration()))
 
     @partial(jax.jit, static_argnames=("self",))
+    @broadcasting
     def init(self, key: PRNGKey, population: Any, fitness: Any, params: Any) -> Any:
         """Start from an evaluated population.
 
@@ -98,6 +100,7 @@ class MultiObjectiveAlgorithm(PopulationBasedAlgorithm, abc.ABC):
         return self._start(key, population, without_failures(fitness), params)
 
     @partial(jax.jit, static_argnames=("self",))
+    @broadcasting
     def tell(
         self, key: PRNGKey, population: Any, fitness: Any, state: Any, params: Any
     ) -> tuple[Any, dict[str, Array]]:

@@ -11,6 +11,7 @@ from evosax.types import Params as BaseParams
 from flax import struct
 from jaxtyping import Array, Float
 
+from mapjax._jit import broadcasting
 from mapjax._types import ArrayLike, PRNGKey
 from mapjax.pareto import reference_directions as spread_directions
 from mapjax.search._algorithm import MultiObjectiveAlgorithm
@@ -170,6 +171,7 @@ class Decomposition(MultiObjectiveAlgorithm):
             members=members,
         )
 
+    @broadcasting
     def _ask(
         self, key: PRNGKey, state: DecompositionState, params: DecompositionParams
     ) -> tuple[Array, DecompositionState]:

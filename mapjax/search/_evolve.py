@@ -140,7 +140,8 @@ def _evolve(
     """Return the archive and the last population, in the unit box, and their scores."""
 
     def evaluate(population):
-        scores = evaluate_all(objective, lower + population * width, search.num_objectives)
+        points = lower[None] + population * width[None]
+        scores = evaluate_all(objective, points, search.num_objectives)
         return without_failures(scores.astype(start.dtype))
 
     keys = jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")

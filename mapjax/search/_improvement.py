@@ -2,13 +2,13 @@
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mapjax._checks import check_count
+from mapjax._jit import jit
 from mapjax._keys import check_key
 from mapjax._types import ArrayLike, PRNGKey
 
@@ -134,7 +134,7 @@ def propose_improving(
     return _propose(d, k, corner, best, count, jnp.asarray(allowed, bool), key, num_rays)
 
 
-@eqx.filter_jit
+@jit
 def _propose(
     draws: Float[Array, "draws candidates objectives"],
     known: Float[Array, "some known objectives"],

@@ -128,7 +128,8 @@ def _polish(
     """
 
     def evaluate(points):
-        return evaluate_all(objective, lower + points * width, directions.shape[1])
+        inside = lower[None] + points * width[None]
+        return evaluate_all(objective, inside, directions.shape[1])
 
     scores = evaluate(start).astype(start.dtype)
     finite = jnp.all(jnp.isfinite(scores), axis=1, keepdims=True)
@@ -147,7 +148,8 @@ def _polish(
         return slope, (now, slope)
 
     def minimise(direction):
-        values = smooth_tchebycheff((scores - ideal) / scale, direction, schedule[0])
+        normalised = (scores - ideal[None]) / scale[None]
+        values = smooth_tchebycheff(normalised, direction, schedule[0])
         first = start[jnp.argmin(jnp.where(finite[:, 0], values, jnp.inf))]
 
         def step(_, carry):
@@ -183,5 +185,5 @@ def _newton(
     identity = jnp.eye(len(point), dtype=point.dtype)
     bend = jnp.where(held[:, None] | held[None, :], 0, bend)
     # Above zero, for an objective that is linear.
-    bend = bend + (damping * size + 1e-6) * identity + held * identity
+    bend = bend + (damping * size + 1e-6) * identity + jnp.diag(held.astype(bend.dtype))
     return jnp.linalg.solve(bend, jnp.where(held, 0, slope))

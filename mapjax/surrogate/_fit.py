@@ -2,12 +2,12 @@
 
 from functools import partial
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._jit import jit
 from mapjax.surrogate._gradient_rows import append_gradients, gradient_features
 from mapjax.surrogate._least_squares import HIGHEST, Factorization, factorise, leave_one_out
 from mapjax.surrogate._links import delta_weights, per_task
@@ -21,7 +21,7 @@ PENALTIES = np.array([1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 0.0])
 STIFFNESS = 50.0**0.5
 
 
-@eqx.filter_jit
+@jit
 def fit(
     coefficients: Float[Array, "samples coefficients"],
     scores: Float[Array, "samples tasks"],

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._jit import jit
 from mapjax.surrogate._fit import fit
 from mapjax.surrogate._quadratic import Quadratic
 
@@ -15,7 +15,7 @@ IMPORTANCES = np.array([10.0, 1.0, 0.1, 0.0])
 """How much a derivative may count, in units of a score: what `fit_gradient` tries."""
 
 
-@eqx.filter_jit
+@jit
 def fit_gradient(
     *arrays: Array,
     jacobian: Float[Array, "samples tasks coefficients"],

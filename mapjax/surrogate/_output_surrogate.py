@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mapjax._jit import jit
 from mapjax._types import ArrayLike, PRNGKey
 from mapjax.surrogate._checks import check_width
 from mapjax.surrogate._kernel import HIGHEST, Kernel
@@ -75,7 +76,7 @@ class OutputSurrogate(eqx.Module):
         """Whether every metric has a derivative that says something."""
         return all(task.metric.differentiable for task in self.tasks)
 
-    @eqx.filter_jit
+    @eqx.filter_jit  # as metrics may be the users' own
     def __call__(
         self, coefficients: Float[ArrayLike, "*batch coefficients"]
     ) -> Float[Array, "*batch tasks"]:
@@ -89,7 +90,7 @@ class OutputSurrogate(eqx.Module):
         """
         return self._each(self._score, coefficients)
 
-    @eqx.filter_jit
+    @jit
     def std(
         self, coefficients: Float[ArrayLike, "*batch coefficients"]
     ) -> Float[Array, "*batch tasks"]:
@@ -109,7 +110,7 @@ class OutputSurrogate(eqx.Module):
         """
         return self._each(lambda c: self._deviation(self.doubt.variance(c)), coefficients)
 
-    @eqx.filter_jit
+    @jit
     def draw(
         self,
         coefficients: Float[ArrayLike, "points coefficients"],

@@ -7,6 +7,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from mapjax._jit import jit
 from mapjax._types import ArrayLike, PRNGKey
 from mapjax.surrogate._checks import check_width
 from mapjax.surrogate._links import per_task
@@ -69,7 +70,7 @@ class Quadratic(eqx.Module):
     rank: Int[Array, " tasks"]
     condition_number: Float[Array, " tasks"]
 
-    @eqx.filter_jit
+    @jit
     def __call__(
         self, coefficients: Float[ArrayLike, "*batch coefficients"]
     ) -> Float[Array, "*batch tasks"]:
@@ -86,7 +87,7 @@ class Quadratic(eqx.Module):
         )
         return self.lower + self.width * unit
 
-    @eqx.filter_jit
+    @jit
     def std(
         self, coefficients: Float[ArrayLike, "*batch coefficients"]
     ) -> Float[Array, "*batch tasks"]:
@@ -109,7 +110,7 @@ class Quadratic(eqx.Module):
         # slope^2 (1/w + leverage), written so that a saturated link divides by nothing.
         return self.width * self.noise * jnp.sqrt(variance + slope**2 * leverage)
 
-    @eqx.filter_jit
+    @jit
     def draw(
         self,
         coefficients: Float[ArrayLike, "points coefficients"],
@@ -157,12 +158,12 @@ class Quadratic(eqx.Module):
         """Gradient at the base, before the link: $b$."""
         z = -self.shift / self.scale
         turn = jnp.einsum("tij,j->ti", self.curvature, z, precision=HIGHEST)
-        return (self.slope + turn) / self.scale
+        return (self.slope + turn) / self.scale[None]
 
     @property
     def hessian(self) -> Float[Array, "tasks coefficients coefficients"]:
         """Hessian before the link, symmetric: $A$."""
-        return self.curvature / (self.scale[:, None] * self.scale)
+        return self.curvature / jnp.outer(self.scale, self.scale)[None]
 
     def _standardise(self, coefficients: ArrayLike) -> Array:
         c = jnp.asarray(coefficients)

@@ -92,7 +92,7 @@ def _regmean(
 def damped(g: Float[Array, "tasks inputs inputs"], factor: Array | float) -> Array:
     """Scale the off-diagonal entries of Gram matrices."""
     factor = jnp.asarray(factor, g.dtype)
-    return g * (factor + (1 - factor) * jnp.eye(g.shape[1], dtype=g.dtype))
+    return g * (factor + (1 - factor) * jnp.eye(g.shape[1], dtype=g.dtype))[None]
 
 
 def equilibrate(
