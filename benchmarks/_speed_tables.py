@@ -109,6 +109,28 @@ def whole_map(figures: Figures) -> str:
                         one["points"],
                     )
                     for name, one in figures.items()
+                    if name.startswith("N = T")
+                ],
+            ),
+            "Of an `Evaluator` of networks with two layers: one fit of the outputs to all "
+            "samples and one front; seconds, the evaluations left out, and by how much the "
+            "process grew at most.",
+            markdown_table(
+                (
+                    *("tasks, examples of each, classes", "first", "warm"),
+                    *("fit", "front", "MB"),
+                ),
+                [
+                    (
+                        name,
+                        f"{one['first']:.1f}",
+                        f"{one['median']:.2f}",
+                        f"{one['fit']:.2f}",
+                        f"{one['search']:.2f}",
+                        f"{one['peak_megabytes']:.0f}",
+                    )
+                    for name, one in figures.items()
+                    if not name.startswith("N = T")
                 ],
             ),
         ]

@@ -3,9 +3,11 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import mapjax as mj
+from benchmarks._memory import watch_peak
 from benchmarks._report import parser, report, timed
 
 
@@ -23,9 +25,54 @@ def problem(num_coefficients: int, num_tasks: int, seed: int) -> Any:
     return evaluate
 
 
+def network(num_experts: int, num_examples: int, num_classes: int) -> mj.Evaluator:
+    """Make experts of two layers; an expert decides its own task's examples rightly."""
+    keys = iter(jax.random.split(jax.random.key(0), 6))
+    inputs, hidden = 64, 128
+
+    def layers(*leading: int) -> dict[str, jax.Array]:
+        first = jax.random.normal(next(keys), (*leading, inputs, hidden)) / inputs**0.5
+        last = jax.random.normal(next(keys), (*leading, hidden, num_classes))
+        return {"first": first, "last": last / hidden**0.5}
+
+    def predict(params: Any, x: jax.Array) -> jax.Array:
+        return jnp.tanh(x @ params["first"]) @ params["last"]
+
+    base, changes = layers(), layers(num_experts)
+    names = tuple(f"task_{i}" for i in range(num_experts))
+    tv = mj.TaskVectors(base, jax.tree.map(lambda v: 0.7 * v, changes), names)
+    examples = jax.random.normal(next(keys), (num_experts, num_examples, inputs))
+    tasks = []
+    for i, name in enumerate(names):
+        expert = mj.merge(tv, jnp.eye(num_experts)[i])
+        labels = jnp.argmax(predict(expert, examples[i]), axis=-1)
+        tasks.append(mj.Task(name, predict, examples[i], labels))
+    return mj.Evaluator(tv, tasks)
+
+
+def fit_and_front(evaluate: mj.Evaluator, budget: int) -> dict[str, float]:
+    """Time one fit to all samples and one front, after the same was compiled."""
+    runs = []
+    for seed in range(6):
+        grown = watch_peak()
+        solution = mj.map_front(
+            evaluate, budget=budget, rounds=1, key=jax.random.key(seed), progress=False
+        )
+        runs.append(solution.stats["seconds"] | {"bytes": grown()})
+    first, *warm = runs
+    parts = {
+        name: float(np.median([run[name] for run in warm])) for name in ("fit", "search")
+    }
+    return parts | {
+        "median": float(np.median([run["fit"] + run["search"] for run in warm])),
+        "first": first["fit"] + first["search"],
+        "peak_megabytes": max(run["bytes"] for run in warm) / 1e6,
+    }
+
+
 def main() -> None:
     arguments = parser(__doc__ or "").parse_args()
-    figures = {}
+    figures: dict[str, Any] = {}
     for n in (2, 3) if arguments.quick else (2, 4, 8):
         budget = (n + 1) * (n + 2)
         evaluate = problem(n, n, seed=n)
@@ -49,6 +96,11 @@ def main() -> None:
             "points": len(last[-1].front),
             "least_r2": float(last[-1].stats["r2"].min()),
         }
+    tasks, examples, classes = (3, 100, 5) if arguments.quick else (8, 1000, 26)
+    evaluate = network(tasks, examples, classes)
+    for budget in (tasks + 1, (tasks + 1) * (tasks + 2)):
+        name = f"{tasks} x {examples:,} x {classes}, {budget} evaluations"
+        figures[name] = fit_and_front(evaluate, budget)
     report("map", figures, arguments.output)
 
 

@@ -190,9 +190,9 @@ def _propose(
     else:
         candidates = _near_front(run, candidate_key)
     points = np.concatenate([candidates, known])
-    draws = np.asarray(fitted.draw(points, _NUM_DRAWS, key=draw_key, noise=False))
+    errors = fitted.errors(points, _NUM_DRAWS, key=draw_key, noise=False)
     # With too few samples to tell the noise there is nothing but the mean.
-    draws = np.where(np.isnan(draws), np.asarray(fitted(points)), draws)
+    draws = np.asarray(fitted(points)) + np.nan_to_num(errors)
     draws = np.clip(draws, *_limits(run)) * run.signs
     usable = np.all(np.isfinite(scores), axis=1)
     reference, ideal = _corners(run, scores * run.signs)

@@ -71,7 +71,7 @@ def own_or_better(
     size, signs = len(solution.coefficient_names), minimising_signs(solution.directions)
     experts = np.asarray(corners(size, len(names)))[1:]
     own = weights / weights.sum() @ experts[[names.index(t) for t in solution.task_names]]
-    if not hasattr(surrogate, "draw"):
+    if not hasattr(surrogate, "errors"):
         return own if wishes is None else None
     scores = np.asarray(front.scores) * signs
     met = np.ones(len(scores), bool) if wishes is None else np.all(scores <= wishes, axis=1)
@@ -84,10 +84,10 @@ def own_or_better(
     predicted = np.asarray(surrogate(room))[: len(rows)] * signs
     if wishes is not None and not np.all(predicted[0] <= wishes):
         return None
-    draws = surrogate.draw(room, _NUM_DRAWS, key=jax.random.key(0), noise=False)
-    draws = (np.asarray(draws)[:, : len(rows)] * signs)[..., counts] @ weights
+    errors = surrogate.errors(room, _NUM_DRAWS, key=jax.random.key(0), noise=False)
+    errors = (np.asarray(errors)[:, : len(rows)] * signs)[..., counts] @ weights
     values = predicted[:, counts] @ weights
-    luck = _largest_of(size - size // len(names)) * np.std(draws[:, :1] - draws, axis=0)
+    luck = _largest_of(size - size // len(names)) * np.std(errors[:, :1] - errors, axis=0)
     sure = np.nan_to_num(values[0] - values - luck, nan=-np.inf)
     return rows[np.argmax(sure)] if sure.max() > 0 else own
 

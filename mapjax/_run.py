@@ -283,12 +283,12 @@ class Run:
             preferences = random.dirichlet(np.ones(len(self.signs)), count)
             # Of a large front some points are enough, and no more is compiled for them.
             some = np.sort(random.permutation(len(self.front))[:USUAL_POINTS])
-            candidates = np.asarray(self.front.coefficients)[some]
-            scores = np.asarray(self.front.scores)[some]
+            both = (self.front.coefficients, self.front.scores)
+            candidates, scores = (np.asarray(x)[some] for x in both)
             most = max(count, NUM_DRAWS)  # one number of draws, so that one is compiled
-            draws = self.fitted.draw(padded(candidates, USUAL_POINTS), most, key=draw_key)
-            draws = np.asarray(draws)[:count, : len(candidates)]
-            draws = np.where(np.isnan(draws), scores, draws)
+            room = padded(candidates, USUAL_POINTS)
+            errors = np.nan_to_num(self.fitted.errors(room, most, key=draw_key))
+            draws = scores + errors[:count, : len(candidates)]
             new = self.domain.is_new(candidates, self.recorder.samples.coefficients)
             chosen = candidates[search.propose(draws * self.signs, preferences, new)]
             more = self.domain.fresh(count - len(chosen), preference_key)

@@ -113,8 +113,9 @@ def with_doubt(front: Front, surrogate: Any, signs: np.ndarray, key: PRNGKey) ->
     """Say how sure the points of a predicted front are."""
     points, room = len(front), padded(np.asarray(front.coefficients), USUAL_POINTS)
     std = np.asarray(surrogate.std(room))[:points]
-    draws = np.asarray(surrogate.draw(room, NUM_DRAWS, key=key)) * signs
-    draws[:, points:] = np.inf  # what only fills up dominates nothing
+    errors = np.asarray(surrogate.errors(room, NUM_DRAWS, key=key))
+    draws = np.full_like(errors, np.inf)  # what only fills up dominates nothing
+    draws[:, :points] = (np.asarray(front.scores) + errors[:, :points]) * signs
     probability = np.asarray(pareto.probability_non_dominated(draws))[:points]
     doubt = map(jax.device_put, (std, probability))
     return Front(front.coefficients, front.scores, *doubt)

@@ -173,7 +173,7 @@ QUADRATICS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", QUADRATICS)
 def test_quadratics(options):
     fitted = surrogate.fit_quadratic(C, 0.4 * SCORES, **options)
-    fitted(C), fitted(C[0]), fitted.std(C), fitted.draw(C, 2, key=KEY)
+    fitted(C), fitted(C[0]), fitted.std(C), fitted.errors(C, 2, key=KEY)
     assert fitted.constant.shape + fitted.linear.shape == (2, 2, 2)
     assert fitted.hessian.shape == (2, 2, 2)
 

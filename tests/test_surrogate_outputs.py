@@ -168,8 +168,8 @@ def test_errors_far_from_the_base_are_finite():
     assert float(surrogate.doubt.degree) == 2
     corner = np.full((1, N), 6.0, np.float32)
     assert np.isfinite(surrogate.std(corner)).all()
-    draws = surrogate.draw(np.asarray(c, np.float32), 4, key=jax.random.key(0))
-    assert np.isfinite(draws).all()
+    errors = surrogate.errors(np.asarray(c, np.float32), 4, key=jax.random.key(0))
+    assert np.isfinite(errors).all()
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
@@ -183,16 +183,14 @@ def test_errors_grow_with_the_variance_by_the_power_that_they_were_drawn_with(po
     np.testing.assert_allclose(noise, scale, rtol=0.15)
 
 
-def test_draws_have_the_mean_and_the_deviation_that_are_predicted():
+def test_errors_have_no_mean_and_the_deviation_that_is_predicted():
     c, points = sampled(14), sampled(9, seed=5)
     surrogate = fit(c, logits(c), ridge=1e-2, degree=2)
-    draws = surrogate.draw(points, 4000, key=jax.random.key(0))
-    assert draws.shape == (4000, 9, 1)
+    errors = surrogate.errors(points, 4000, key=jax.random.key(0))
+    assert errors.shape == (4000, 9, 1)
     std = surrogate.std(points)
-    np.testing.assert_allclose(
-        draws.mean(0), surrogate(points), atol=float(4 * std.max() / 63)
-    )
-    np.testing.assert_allclose(draws.std(0), std, rtol=0.06)
+    np.testing.assert_allclose(errors.mean(0), 0, atol=float(4 * std.max() / 63))
+    np.testing.assert_allclose(errors.std(0), std, rtol=0.06)
 
 
 def test_a_quadratic_of_the_scores_is_mixed_in_where_it_is_better():

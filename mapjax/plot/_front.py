@@ -122,16 +122,16 @@ def _draw_band(solution: Solution, chosen: Sequence[int], ax: Axes) -> bool:
 
     A front of more tasks than two is no line in the plane of two of them.
     """
-    draw = getattr(solution.surrogate, "draw", None)
-    if draw is None or len(solution.task_names) != 2 or not len(solution.front):
+    errors = getattr(solution.surrogate, "errors", None)
+    if errors is None or len(solution.task_names) != 2 or not len(solution.front):
         return False
     signs = minimising_signs(solution.directions)[list(chosen)]
     scores = np.asarray(solution.front.scores)[:, chosen] * signs
     # Any key: the picture of a solution is always the same.
-    draws = draw(
+    drawn = errors(
         solution.front.coefficients, _NUM_DRAWS, key=jax.random.key(0), noise=False
     )
-    draws = np.asarray(draws)[..., chosen] * signs
+    draws = scores + np.asarray(drawn)[..., chosen] * signs
     low, high = np.nanmin(draws[..., 0]), np.nanmax(draws[..., 0])
     if not np.isfinite([low, high]).all():
         return False

@@ -163,10 +163,15 @@ def fit_outputs(
         for gram in (make_gram(c, unit, d) for d in degrees)
         for penalty in _choices(ridge, PENALTIES)
     ]
-    smoothers = np.stack([each.left_out(penalty) for each, penalty in options])
+    others = np.flatnonzero(~_is_known(c, experts))
+    # From base and experts alone only the steep law is safe: theirs are no small errors.
+    few = len(others) < 3
+    judged = np.arange(count) if few else others
+    smoothers = np.full((len(options), count, count), np.nan)
+    for smoother, (each, its_penalty) in zip(smoothers, options, strict=True):
+        smoother[judged] = each.left_out(its_penalty)[judged]
     predicted = _scores(rows, np.concatenate(smoothers), dtype)
     predicted = predicted.reshape(len(options), *measured.shape)
-    others = np.flatnonzero(~_is_known(c, experts))
     weights = np.ones(len(finite[0])) if importance is None else np.asarray(importance)
     seen = weights[usable][others]
     loss = losses(options, predicted[:, others], measured[others], seen)
@@ -191,9 +196,6 @@ def fit_outputs(
         mixed = fitted + blend * (np.asarray(scalar(c)) - fitted)
         fitted = np.where(blend > 0, mixed, fitted)
 
-    # From base and experts alone only the steep law is safe: theirs are no small errors.
-    few = len(others) < 3
-    judged = np.arange(count) if few else others
     noise, power = growth_of_errors(
         (measured - looked_at)[judged] ** 2,
         doubt.left_out_variance(its_penalty)[judged],
@@ -264,7 +266,8 @@ def _take(x: ArrayLike, usable: np.ndarray, dtype: Any, capacity: int) -> np.nda
     """
     room = min(room_for(len(usable), _LEAST_ROOM), capacity)
     taken = np.empty((room, *x.shape[1:]), jnp.promote_types(x.dtype, dtype))
-    taken[: len(usable)] = np.asarray(x)[usable]
+    values = np.asarray(x)
+    taken[: len(usable)] = values if len(usable) == len(values) else values[usable]
     taken[len(usable) :] = taken[0]
     return taken
 
@@ -280,16 +283,21 @@ def _make(
 
 
 def _scores(rows: list[Rows], matrix: np.ndarray, dtype: Any) -> np.ndarray:
-    """Score weighted sums of samples, one per row of the matrix, on every task."""
-    count, samples = matrix.shape
+    """Score weighted sums of samples, one per row of the matrix, on every task.
+
+    A row with a NaN has NaN scores.
+    """
+    known = np.flatnonzero(~np.isnan(matrix).any(axis=1))
     room = len(jax.tree.leaves(rows[0].basis)[0])
-    filled = np.zeros((-(-count // _SETS) * _SETS, room), np.dtype(dtype))
-    filled[:count, :samples] = np.nan_to_num(matrix)
-    blocks = np.split(filled, len(filled) // _SETS)
-    found = [[_score_all(task, block) for block in blocks] for task in rows]
-    columns = [np.concatenate(jax.device_get(x))[:count] for x in found]
-    scores = np.stack(columns, axis=1).astype(np.float64)
-    return np.where(np.isnan(matrix).any(axis=1, keepdims=True), np.nan, scores)
+    filled = np.zeros((-(-len(known) // _SETS) * _SETS, room), np.dtype(dtype))
+    filled[: len(known), : matrix.shape[1]] = matrix[known]
+    scores = np.full((len(matrix), len(rows)), np.nan)
+    if known.size:
+        blocks = np.split(filled, len(filled) // _SETS)
+        found = [[_score_all(task, block) for block in blocks] for task in rows]
+        columns = [np.concatenate(jax.device_get(x))[: len(known)] for x in found]
+        scores[known] = np.stack(columns, axis=1)
+    return scores
 
 
 @eqx.filter_jit

@@ -111,7 +111,7 @@ class OutputSurrogate(eqx.Module):
         return self._each(lambda c: self._deviation(self.doubt.variance(c)), coefficients)
 
     @jit
-    def draw(
+    def errors(
         self,
         coefficients: Float[ArrayLike, "points coefficients"],
         num_draws: int,
@@ -119,7 +119,9 @@ class OutputSurrogate(eqx.Module):
         key: PRNGKey,
         noise: bool = True,
     ) -> Float[Array, "draws points tasks"]:
-        """Draw scores of some merges jointly from the posterior.
+        """Draw how far scores of some merges are off, jointly from the posterior.
+
+        With what is predicted, which is dear, they are draws of the scores.
 
         Args:
             coefficients: One merge per row; memory is quadratic in them.
@@ -140,7 +142,7 @@ class OutputSurrogate(eqx.Module):
             path = path + jnp.sqrt(floor) * normal[1]
         variance = jnp.sum(root**2, axis=1) + floor
         size = jax.vmap(self._deviation)(variance) / jnp.sqrt(variance)[:, None]
-        return (self(c) + size * path).astype(c.dtype)
+        return (size * path).astype(c.dtype)
 
     def _deviation(self, variance: Array) -> Array:
         """Turn a variance of the outputs into a standard deviation of each score."""

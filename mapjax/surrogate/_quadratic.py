@@ -111,7 +111,7 @@ class Quadratic(eqx.Module):
         return self.width * self.noise * jnp.sqrt(variance + slope**2 * leverage)
 
     @jit
-    def draw(
+    def errors(
         self,
         coefficients: Float[ArrayLike, "points coefficients"],
         num_draws: int,
@@ -119,7 +119,9 @@ class Quadratic(eqx.Module):
         key: PRNGKey,
         noise: bool = True,
     ) -> Float[Array, "draws points tasks"]:
-        """Draw scores of some merges jointly from the posterior, as `std` describes it.
+        """Draw how far scores of some merges are off, jointly from the posterior.
+
+        With what is predicted they are draws of the scores, as `std` describes them.
 
         Args:
             coefficients: One merge per row.
@@ -137,7 +139,7 @@ class Quadratic(eqx.Module):
         path = jnp.einsum("ptf,dft->dpt", spread, shared, precision=HIGHEST)
         path = path + jnp.sqrt(self.inverse_total) * common
         deviation = slope * path + jnp.sqrt(variance) * own * noise
-        return self(coefficients) + self.width * self.noise * deviation
+        return self.width * self.noise * deviation
 
     def with_noise(self, factor: float) -> "Quadratic":
         """Multiply all standard deviations by a factor."""
