@@ -19,7 +19,7 @@ from benchmarks.methods import METHODS, NotInstalledError
 from benchmarks.suites import CACHE, load
 from mapjax._progress import progress_bar
 
-_VERSION = 4  # of the runs: raise it when a method changes
+_VERSION = 5  # of the runs: raise it when a method changes
 
 Key = tuple[str, int]
 """A method and its budget."""
