@@ -25,9 +25,7 @@ evaluated*: by what was evaluated alone. Rules with a merge for each preference 
 matching, RegMean, Fisher and WUDI means, ReACT) answer every preference themselves, and are \
 judged by these answers, which cost no evaluation; drivers on them pick such a merge too, \
 unless another is predicted to be better by more than luck, so that up to 301 points of them \
-are judged. So on digits8 and digits3; the other suites were measured before, with the best \
-of what such rules evaluated, and drivers that picked by prediction alone. \
-Rewarded soups are picked by what was evaluated, which is kinder to their regret.
+are judged. Rewarded soups are picked by what was evaluated, which is kinder to their regret.
 - *IGD+*: how far the same points stay behind the best front known (all methods and the pool \
 of direct evaluations), in percent of each task's best.
 - *regret*: what a preference loses against the best merge known, in points of the metric, \

@@ -85,7 +85,7 @@ def bayesian_front(
         ridge: Strength of the ridge penalty of the quadratic, "auto" or None.
         num_points: About how many points to trace.
         num_generations: Generations of each search.
-        verify: How many points, spread over the front, to evaluate on top of the budget.
+        verify: How many points to evaluate on top of the budget, as by `map_front`.
         task_names: Names for the tasks of a function.
         save_to: A file to which every sample is appended as it arrives. A run that finds
             it goes on from there and evaluates nothing twice, but for one merge, by an

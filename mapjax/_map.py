@@ -87,10 +87,10 @@ def map_front(
             leave-one-out error, None uses one only where samples are too few.
         num_points: About how many points to trace.
         num_generations: Generations of each search; by default 150, and 40 with outputs.
-        verify: How many points to evaluate on top of the budget; one that is a sample
-            already is not evaluated again. They are spread over the front, or, where a
-            rule has a merge of its own for each preference, what `Solution.pick` takes
-            for as many preferences, equal weights first.
+        verify: How many points to evaluate on top of the budget, less those that are
+            samples already. They are spread over the front; where a rule has a merge of
+            its own for each preference, what `Solution.pick` takes for as many
+            preferences, equal weights first, goes before.
         task_names: Names for the tasks of a function.
         save_to: A file to which every sample is appended as it arrives. A run that finds
             it goes on from there and evaluates nothing twice, but for one merge, by an

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from mapjax import pareto
+from mapjax._domain import Domain
 from mapjax._keys import generator
 from mapjax._result import Front
 from mapjax._sizes import padded, usual
@@ -92,19 +93,21 @@ def own_or_better(
     return rows[np.argmax(sure)] if sure.max() > 0 else own
 
 
-def to_verify(solution: Any, count: int, key: PRNGKey) -> np.ndarray:
-    """Take points of the front that are far apart, to be evaluated.
+def to_verify(solution: Any, count: int, domain: Domain, key: PRNGKey) -> np.ndarray:
+    """Choose merges to evaluate that are no samples: points of the front, far apart.
 
-    Where each preference has a merge of its own, take what would be picked: for equal
-    weights of the tasks, and for others drawn evenly.
+    Where each preference has a merge of its own, what would be picked comes before: for
+    equal weights of the tasks, and for others drawn evenly.
     """
     signs = minimising_signs(solution.directions)
-    if not solution.by_preference:
-        spread = pareto.spread_subset(np.asarray(solution.front.scores) * signs, count)
-        return np.asarray(solution.front.coefficients)[np.asarray(spread)]
-    drawn = generator(key).dirichlet(np.ones(len(signs)), count)
-    drawn[0] = 1 / len(signs)
-    return np.stack([np.asarray(solution.pick(weights)) for weights in drawn])
+    spread = pareto.spread_subset(np.asarray(solution.front.scores) * signs, count)
+    points = np.asarray(solution.front.coefficients)[np.asarray(spread)]
+    if solution.by_preference:
+        drawn = generator(key).dirichlet(np.ones(len(signs)), count)
+        drawn[0] = 1 / len(signs)
+        picks = [np.asarray(solution.pick(weights)) for weights in drawn]
+        points = np.concatenate([picks, points])
+    return points[domain.is_new(points, solution.samples.coefficients)][:count]
 
 
 def _largest_of(count: int) -> float:

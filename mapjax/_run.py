@@ -310,10 +310,9 @@ class Run:
 
     def verify(self, count: int) -> None:
         """Evaluate some of what may be picked, and keep the best of all samples."""
-        before = len(self.recorder.samples)
-        points = to_verify(self._solution(), count, jax.random.fold_in(self.key, 2))
+        before, key = len(self.recorder.samples), jax.random.fold_in(self.key, 2)
         with timed(self.seconds, "verify"):
-            self.recorder(points)
+            self.recorder(to_verify(self._solution(), count, self.domain, key))
         samples = self.recorder.samples
         self.num_verified = len(samples) - before
         scores = np.asarray(samples.scores)
@@ -372,8 +371,9 @@ class Run:
         """Give points to begin from: of the last front, or samples, half a generation first."""
         drawn = self.domain.start(self.num_points, jax.random.fold_in(key, 1))
         known: Any = self.front or self.recorder.samples
-        scores = np.asarray(known.scores) * self.signs
-        kept = pareto.spread_subset(scores, self.num_points // 2)
+        scores, half = np.asarray(known.scores) * self.signs, self.num_points // 2
+        all_of_them = np.isfinite(scores).all(axis=1)
+        kept = pareto.spread_subset(scores, half) if len(known) > half else all_of_them
         return np.concatenate([np.asarray(known.coefficients)[np.asarray(kept)], drawn])
 
     def _worth(self, scores: Any) -> np.ndarray:

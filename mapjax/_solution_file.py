@@ -21,7 +21,7 @@ from mapjax.surrogate import OutputSurrogate, Quadratic
 from mapjax.surrogate._kernel import Kernel
 from mapjax.surrogate._mixtures import Rows
 
-_FORMAT = "mapjax solution 3"
+_FORMAT = "mapjax solution 2"
 _TEXT = "json"
 _ARRAY = ".npy"
 _LARGEST_SURROGATE = 2**30

@@ -185,9 +185,7 @@ def _accuracy(outputs: Any, targets: Array) -> Array:
     outputs = _one_array(outputs)
     labels = _labels(outputs, targets)
     hits = _mean_of_each((_classes(outputs) == labels).astype(float))
-    # The largest of some numbers is NaN if one of them is, and is found quicker.
-    largest = outputs if _is_single(outputs) else outputs.max(axis=-1)
-    missing = _any_of_each(jnp.isnan(largest))
+    missing = _any_of_each(jnp.isnan(outputs))
     return _nan_if(missing | _any_of_each(_no_class(labels, outputs)), hits)
 
 

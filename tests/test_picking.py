@@ -11,6 +11,7 @@ from scipy import integrate, stats
 
 import mapjax as mj
 from mapjax import RESULTS, Solution
+from mapjax._domain import Domain
 from mapjax._picking import _largest_of, to_verify
 from mapjax._result import Front, Samples
 
@@ -195,22 +196,26 @@ def test_between_two_experts_luck_goes_both_ways():
 
 
 def test_what_would_be_picked_is_what_is_verified():
-    solution = solve()
-    points = to_verify(solution, 5, KEY)
+    solution, domain = solve(), Domain(np.zeros(3), np.ones(3), 3, mixtures=True)
+    points = to_verify(solution, 5, domain, KEY)
     np.testing.assert_allclose(points.sum(1), 1, atol=1e-6)
     np.testing.assert_array_equal(points[0], solution.pick())
     assert len(np.unique(points, axis=0)) == 5
-    # Without merges of their own, points of the front that are far apart.
-    spread = solve(by_preference=False)
-    rows, surrogate = (
-        np.asarray(spread.front.coefficients),
-        Guess(jnp.zeros(()), jnp.ones(())),
-    )
-    chosen = to_verify(spread, 5, KEY)
+    # What is a sample, or picked twice, makes room for points of the front.
+    mean = jnp.full((1, 3), 1 / 3)
+    certain = solve(samples=Samples(mean, mean), bonus=0.1, slope=0.0)
+    points = to_verify(certain, 20, domain, KEY)
+    assert len(np.unique(points, axis=0)) == 20
+    assert np.abs(points - 1 / 3).max(axis=1).min() > 1e-3
+
+
+def test_points_of_the_front_that_are_far_apart_are_verified():
+    solution, surrogate = solve(by_preference=False), Guess(jnp.zeros(()), jnp.ones(()))
+    rows = np.asarray(solution.front.coefficients)
+    chosen = to_verify(solution, 5, Domain(np.zeros(3), np.ones(3), 3), KEY)
     assert all((rows == point).all(axis=1).any() for point in chosen)
-    best = spread.front.scores.max(axis=0)
-    found = surrogate(jnp.asarray(chosen)).max(axis=0)
-    np.testing.assert_allclose(found, best)
+    best = solution.front.scores.max(axis=0)
+    np.testing.assert_allclose(surrogate(jnp.asarray(chosen)).max(axis=0), best)
 
 
 @pytest.mark.slow
@@ -222,11 +227,11 @@ def test_drivers_say_where_preferences_have_merges_of_their_own(tmp_path):
         for name, target in zip(TASKS, 2 * x, strict=True)
     ]
     rule = mj.rules.weighted_average(tv)
-    options: dict[str, Any] = dict(budget=5, key=KEY, num_points=20)
+    options: dict[str, Any] = dict(budget=12, key=KEY, num_points=20)
     evaluator = mj.Evaluator(rule, tasks)
     solution = mj.map_front(evaluator, verify=3, **options)
     assert solution.by_preference
-    assert solution.num_verified == 2  # the mean of the experts is a sample
+    assert solution.num_verified == 3
     np.testing.assert_array_equal(solution.pick(), solution.samples.coefficients[3])
     solution.save(tmp_path / "solution.npz")
     again = Solution.load(tmp_path / "solution.npz")

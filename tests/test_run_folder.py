@@ -88,7 +88,7 @@ def test_a_solution_comes_back_to_the_last_bit(tmp_path, request, which):
     assert after.result == before.result
     # NumPy alone reads it, and nothing in it is pickled.
     with np.load(path, allow_pickle=False) as arrays:
-        assert json.loads(arrays["json"].tobytes())["format"] == "mapjax solution 3"
+        assert json.loads(arrays["json"].tobytes())["format"] == "mapjax solution 2"
 
 
 def test_mapjax_io_has_the_same_pair(tmp_path, solution):

@@ -36,13 +36,8 @@ _MASKED = 1e9
 """In the place of infinity: beside it, a softmax in float32 gives nothing to others."""
 BLOCK = 2**14
 """Outputs of one merge that are predicted at once."""
-_SETS = 64
-"""Weighted sums of samples that are scored at once."""
-_DIRECTIONS, _PER_COEFFICIENT = 32, 2
-"""In how many directions outputs are kept: these, and so many for each coefficient. Outputs
-are nearly linear: on real models they leave out less than 1 %, where errors are 10 %."""
-_MOST_LEFT_OUT = 0.02
-"""Share of the outputs' distances above which all directions are kept."""
+_SETS, _WHOLE_SETS = 64, 16
+"""Weighted sums of samples that are scored at once, and where each is held whole."""
 _LEAST_ROOM = 32
 """Samples that there is room for at least, so that few sizes are compiled."""
 
@@ -69,9 +64,6 @@ def fit_outputs(
     closed form: the outputs of a sample that was left out are a weighted sum of those of
     the others. The base and the experts are never left out, as no merge is ever
     predicted without them; from them alone, a quadratic with a small penalty is fitted.
-
-    Outputs are kept in 32 principal directions and two for each coefficient, or in all if
-    2 % of the samples' distances from the first, in root mean square, would be left out.
 
     Args:
         coefficients: One evaluated merge per row, `[samples, coefficients]`, in units of
@@ -141,14 +133,10 @@ def fit_outputs(
     unit = experts / c.shape[1]
     most = max(capacity or count, len(finite[0]))
     dtype = jnp.result_type(float)
-    directions = min(_DIRECTIONS + _PER_COEFFICIENT * c.shape[1], most)
-    rows = []
-    for tree, y, metric in zip(outputs, targets, metrics, strict=True):
-        taken = jax.tree.map(lambda x: _take(x, usable, dtype, most), tree)
-        task, left_out = _make(taken, y, metric, directions)
-        if left_out > _MOST_LEFT_OUT:
-            task, _ = _make(taken, y, metric, most)
-        rows.append(task)
+    rows = [
+        _make(jax.tree.map(lambda x: _take(x, usable, dtype, most), tree), y, metric)
+        for tree, y, metric in zip(outputs, targets, metrics, strict=True)
+    ]
     measured = (
         _scores(rows, np.eye(count), dtype)
         if scores is None
@@ -260,26 +248,22 @@ def _finite_rows(x: ArrayLike) -> np.ndarray:
 
 
 def _take(x: ArrayLike, usable: np.ndarray, dtype: Any, capacity: int) -> np.ndarray:
-    """Take the usable samples, the first again up to a power of two or the capacity.
+    """Take the usable samples, with rows of zeros up to a power of two or the capacity.
 
     What is compiled for one number of samples then serves others.
     """
     room = min(room_for(len(usable), _LEAST_ROOM), capacity)
-    taken = np.empty((room, *x.shape[1:]), jnp.promote_types(x.dtype, dtype))
+    taken = np.zeros((room, *x.shape[1:]), jnp.promote_types(x.dtype, dtype))
     values = np.asarray(x)
     taken[: len(usable)] = values if len(usable) == len(values) else values[usable]
-    taken[len(usable) :] = taken[0]
     return taken
 
 
 @eqx.filter_jit
-def _make(
-    outputs: PyTree, targets: PyTree, metric: Any, num_directions: int
-) -> tuple[Rows, Array]:
+def _make(outputs: PyTree, targets: PyTree, metric: Any) -> Rows:
     width = sum(x.size // x.shape[0] // x.shape[1] for x in jax.tree.leaves(outputs))
     targets = jax.tree.map(jnp.asarray, targets)
-    block = max(1, BLOCK // max(width, 1))
-    return make_rows(outputs, targets, metric, block, num_directions)
+    return make_rows(outputs, targets, metric, max(1, BLOCK // max(width, 1)))
 
 
 def _scores(rows: list[Rows], matrix: np.ndarray, dtype: Any) -> np.ndarray:
@@ -288,7 +272,7 @@ def _scores(rows: list[Rows], matrix: np.ndarray, dtype: Any) -> np.ndarray:
     A row with a NaN has NaN scores.
     """
     known = np.flatnonzero(~np.isnan(matrix).any(axis=1))
-    room = len(jax.tree.leaves(rows[0].basis)[0])
+    room = jax.tree.leaves(rows[0].outputs)[0].shape[1]
     filled = np.zeros((-(-len(known) // _SETS) * _SETS, room), np.dtype(dtype))
     filled[: len(known), : matrix.shape[1]] = matrix[known]
     scores = np.full((len(matrix), len(rows)), np.nan)
@@ -301,17 +285,19 @@ def _scores(rows: list[Rows], matrix: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 @eqx.filter_jit
-def _score_all(rows: Rows, matrix: Float[ArrayLike, "sums sets"]) -> Float[Array, " sums"]:
-    return jax.vmap(rows.score)(jnp.asarray(matrix))
+def _score_all(rows: Rows, matrix: Float[ArrayLike, "sets rows"]) -> Float[Array, " sets"]:
+    at_once = _SETS if rows.metric.per_example else _WHOLE_SETS
+    return jax.lax.map(rows.score, jnp.asarray(matrix), batch_size=at_once)
 
 
 def _resize(rows: Rows, count: int) -> Rows:
-    """Give room for the number of sets that all surrogates of one capacity have."""
+    """Give the samples the number of rows that all surrogates of one capacity have."""
 
-    def fit(basis: Array) -> Array:
-        return jnp.pad(basis[:count], ((0, max(0, count - len(basis))), (0, 0)))
+    def fit(x: Array) -> Array:
+        room = [(0, 0), (0, max(0, count - x.shape[1])), *[(0, 0)] * (x.ndim - 2)]
+        return jnp.pad(x[:, :count], room)
 
-    return eqx.tree_at(lambda r: r.basis, rows, jax.tree.map(fit, rows.basis))
+    return eqx.tree_at(lambda r: r.outputs, rows, jax.tree.map(fit, rows.outputs))
 
 
 def _check(
