@@ -371,9 +371,8 @@ class Run:
         """Give points to begin from: of the last front, or samples, half a generation first."""
         drawn = self.domain.start(self.num_points, jax.random.fold_in(key, 1))
         known: Any = self.front or self.recorder.samples
-        scores, half = np.asarray(known.scores) * self.signs, self.num_points // 2
-        all_of_them = np.isfinite(scores).all(axis=1)
-        kept = pareto.spread_subset(scores, half) if len(known) > half else all_of_them
+        scores = np.asarray(known.scores) * self.signs
+        kept = pareto.spread_subset(scores, self.num_points // 2)
         return np.concatenate([np.asarray(known.coefficients)[np.asarray(kept)], drawn])
 
     def _worth(self, scores: Any) -> np.ndarray:

@@ -48,9 +48,11 @@ def spread_subset(scores: ArrayLike, num_points: int) -> Int[Array, " subset"]:
     # Rows that count for nothing, so that few sizes are compiled.
     missing = room_for(len(points), USUAL_POINTS) - len(points)
     points = np.pad(points, ((0, missing), (0, 0)))
-    return _farthest(
-        jnp.asarray(points), jnp.asarray(np.pad(complete, (0, missing))), count
-    )
+    complete = np.pad(complete, (0, missing))
+    # As many as were asked for, and the first of them do not depend on how many.
+    most = min(num_points, len(points))
+    chosen = _farthest(jnp.asarray(points), jnp.asarray(complete), most)
+    return jax.device_put(np.asarray(chosen)[:count])
 
 
 @jit

@@ -155,9 +155,8 @@ def fit_outputs(
     # From base and experts alone only the steep law is safe: theirs are no small errors.
     few = len(others) < 3
     judged = np.arange(count) if few else others
-    smoothers = np.full((len(options), count, count), np.nan)
-    for smoother, (each, its_penalty) in zip(smoothers, options, strict=True):
-        smoother[judged] = each.left_out(its_penalty)[judged]
+    smoothers = np.stack([each.left_out(penalty) for each, penalty in options])
+    smoothers[:, np.setdiff1d(np.arange(count), judged)] = np.nan
     predicted = _scores(rows, np.concatenate(smoothers), dtype)
     predicted = predicted.reshape(len(options), *measured.shape)
     weights = np.ones(len(finite[0])) if importance is None else np.asarray(importance)
