@@ -94,7 +94,7 @@ def own_or_better(
 
 
 def to_verify(solution: Any, count: int, domain: Domain, key: PRNGKey) -> np.ndarray:
-    """Choose merges to evaluate that are no samples: points of the front, far apart.
+    """Choose merges to evaluate that are no samples, at most `count`: far apart on the front.
 
     Where each preference has a merge of its own, what would be picked comes before: for
     equal weights of the tasks, and for others drawn evenly.
@@ -108,8 +108,7 @@ def to_verify(solution: Any, count: int, domain: Domain, key: PRNGKey) -> np.nda
         picks = [np.asarray(solution.pick(weights)) for weights in drawn]
         points = np.concatenate([picks, points])
     new = domain.is_new(points, solution.samples.coefficients)
-    # Of samples one is enough: it is on record, and costs nothing.
-    return points[new][:count] if new.any() else points[:1]
+    return points[new][:count]
 
 
 def _largest_of(count: int) -> float:

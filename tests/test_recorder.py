@@ -49,6 +49,7 @@ def test_every_row_is_scored_once_and_in_order():
     assert counting.count == 6
     np.testing.assert_array_equal(recorder.samples.coefficients, C)
     np.testing.assert_allclose(recorder.samples.scores, scores_of(C), rtol=1e-6)
+    assert recorder(C[:0]).shape == (0, 2)
 
 
 def test_an_interrupted_run_goes_on_without_evaluating_twice(tmp_path):

@@ -98,12 +98,9 @@ class Recorder:
     def samples(self) -> Samples:
         """Those of other runs, in the order of the file, and those asked for since."""
         done = [key for key in self._asked if key in self._known]
-        n, t = self.problem.num_coefficients, len(self.problem.task_names or ())
-        coefficients = np.array([self._row(key) for key in done], self._dtype).reshape(
-            -1, n
-        )
-        scores = np.array([self._known[key] for key in done], self._dtype).reshape(-1, t)
-        return Samples(jnp.asarray(coefficients), jnp.asarray(scores))
+        n = self.problem.num_coefficients
+        rows = np.array([self._row(key) for key in done], self._dtype).reshape(-1, n)
+        return Samples(jnp.asarray(rows), jnp.asarray(self._scores_of(done)))
 
     def count_given(self, coefficients: Any) -> int:
         """Say how many of some merges other runs have left in the file."""
@@ -163,7 +160,7 @@ class Recorder:
                 advance(len(part))
                 grow = min(8.0, _SECONDS_PER_CALL / max(seconds, 1e-9))
                 size = max(grain, int(size * grow) // grain * grain)
-        return jnp.asarray(np.stack([self._known[key] for key in keys]))
+        return jnp.asarray(self._scores_of(keys))
 
     def _check_unchanged(self, key: bytes) -> None:
         """Evaluate a merge of the file again: of code there is no fingerprint."""
@@ -201,6 +198,10 @@ class Recorder:
         """Give the coefficients that `_key` made a key of."""
         narrow = len(key) == 4 * self.problem.num_coefficients
         return np.frombuffer(key, np.float32 if narrow else np.float64).astype(self._dtype)
+
+    def _scores_of(self, keys: list[bytes]) -> np.ndarray:
+        shape = len(keys), len(self.problem.task_names or ())
+        return np.array([self._known[key] for key in keys], self._dtype).reshape(shape)
 
     def _scores(self, candidates: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         outputs = None
