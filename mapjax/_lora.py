@@ -83,8 +83,10 @@ def merge_factored(task_vectors: TaskVectors, coefficients: ArrayLike | Sequence
 
     Each such leaf is a `Factored`: `x @ leaf` is $x W_0 + \sum_i c_i (x A_i) B_i$. Under
     `jax.vmap` over coefficients no candidate has a dense leaf, and all of them share the
-    product with $W_0$. As a rule: `mapjax.Evaluator(jax.tree_util.Partial(merge_factored,
-    task_vectors), tasks, num_coefficients=task_vectors.num_coefficients)`.
+    product with $W_0$. So for `leaf @ x`, as layers of equinox multiply; those of flax work,
+    but turn the leaf into a dense array first. As a rule:
+    `mapjax.Evaluator(jax.tree_util.Partial(merge_factored, task_vectors), tasks,
+    num_coefficients=task_vectors.num_coefficients)`.
 
     Args:
         task_vectors: With low-rank leaves; the others are merged as by `mapjax.merge`.

@@ -1,6 +1,7 @@
 """Low-rank leaves: two factors that stand for a dense difference."""
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -101,7 +102,9 @@ class Factored(eqx.Module):
     r"""One merged leaf that is not multiplied out: $W_0 + \sum_i c_i s_i A_i B_i$.
 
     Made by `merge_factored`. `x @ leaf` is $x W_0 + \sum_i c_i s_i (x A_i) B_i$, so that
-    under `jax.vmap` all candidates share the product with $W_0$.
+    under `jax.vmap` all candidates share the product with $W_0$, and so for `leaf @ x`. To
+    all else that takes an array, such as `jnp.einsum` and the layers of flax, it is one
+    like any other: it is multiplied out there, one dense leaf for each candidate.
 
     Attributes:
         base: The base's leaf $W_0$.
@@ -119,6 +122,40 @@ class Factored(eqx.Module):
     def shape(self) -> tuple[int, ...]:
         """Shape of the leaf that this stands for."""
         return self.base.shape
+
+    @property
+    def ndim(self) -> int:
+        """How many axes that leaf has."""
+        return self.base.ndim
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of that leaf."""
+        return self.base.dtype
+
+    @property
+    def T(self) -> "Factored":  # noqa: N802, as arrays call it
+        """Transposed, in factors too; for matrices."""
+        a, b, scale, error = self.update.a, self.update.b, self.update.scale, self.update.error
+        swapped = LowRank(jnp.swapaxes(b, 1, 2), jnp.swapaxes(a, 1, 2), scale, error)
+        return Factored(self.base.T, swapped, self.coefficients)
+
+    def __jax_array__(self) -> Inexact[Array, "..."]:
+        """Give the leaf to what knows arrays alone."""
+        return self.dense()
+
+    def __getitem__(self, index: Any) -> Inexact[Array, "..."]:
+        """Index the leaf, multiplied out."""
+        return self.dense()[index]
+
+    def __matmul__(self, x: Inexact[ArrayLike, "..."]) -> Inexact[Array, "..."]:
+        """Multiply the merged matrix `[rows, columns]` by `[columns]` or `[..., columns, k]`."""
+        x = jnp.asarray(x)
+        if self.ndim != 2:
+            return jnp.matmul(self.dense(), x)
+        if x.ndim == 1:
+            return x @ self.T
+        return jnp.swapaxes(jnp.swapaxes(x, -1, -2) @ self.T, -1, -2)
 
     def __rmatmul__(self, x: Inexact[ArrayLike, "..."]) -> Inexact[Array, "..."]:
         """Multiply inputs `[..., rows]` by the merged matrix `[rows, columns]`.
