@@ -83,7 +83,8 @@ def bayesian_front(
         link: Of a quadratic: "identity", "sigmoid" or "softplus", for all tasks or for each.
         link_bounds: The lowest and the highest possible score.
         ridge: Strength of the ridge penalty of the quadratic, "auto" or None.
-        num_points: About how many points to trace.
+        num_points: How many points a search moves. The front also holds the best that it
+            came by, in all up to about three times as many.
         num_generations: Generations of each search.
         verify: How many points to evaluate on top of the budget, as by `map_front`.
         task_names: Names for the tasks of a function.

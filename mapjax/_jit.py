@@ -1,4 +1,4 @@
-"""Compiled functions that work on any mesh, and however strict JAX is about ranks."""
+"""Compiled functions that work on any mesh, and however strict JAX is told to be."""
 
 import functools
 from collections.abc import Callable
@@ -13,22 +13,39 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def jit(function: Function) -> Function:
-    """Compile a function of our own; see `automatic` and `broadcasting`."""
-    compiled: Any = eqx.filter_jit(broadcasting(automatic(function)))
-    return compiled
+    """Compile a function of our own; see `automatic`, `lenient` and `unchecked`."""
+    compiled: Any = eqx.filter_jit(lenient(automatic(function)))
+    return unchecked(compiled)
 
 
-def broadcasting(function: Function) -> Function:
-    """Let arrays of any ranks be combined inside of a function, as NumPy does.
+def lenient(function: Function) -> Function:
+    """Let arrays of any ranks and dtypes be combined inside of a function, as NumPy does.
 
-    With `jax_numpy_rank_promotion="raise"` users find such places in what they wrote
-    themselves, and so this is for functions that call nothing of theirs, where possible.
-    JAX looks only while it traces: once compiled, this costs nothing.
+    With `jax_numpy_rank_promotion="raise"` and `jax_numpy_dtype_promotion="strict"` users
+    find such places in what they wrote themselves, and so this is for functions that call
+    nothing of theirs, where possible. JAX looks only while it traces: once compiled, this
+    costs nothing.
     """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with jax.numpy_rank_promotion("allow"):
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    wrapped: Any = run
+    return wrapped
+
+
+def unchecked(function: Function) -> Function:
+    """Let a function return NaN and infinity where JAX is told to stop at them.
+
+    Here they stand for what is not known or not there, and `jax_debug_nans` is for those
+    that users make.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with jax.debug_nans(False), jax.debug_infs(False):
             return function(*args, **kwargs)
 
     wrapped: Any = run

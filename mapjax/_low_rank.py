@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from mapjax._jit import broadcasting
+from mapjax._jit import lenient
 from mapjax._types import ArrayLike, wide, widened
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -58,7 +58,7 @@ class LowRank(eqx.Module):
         total = jnp.einsum("ndr,nrk->dk", a, weighted, precision=HIGHEST)
         return total.reshape(self.shape[1:])
 
-    @broadcasting
+    @lenient
     def apply(
         self, x: Inexact[Array, "..."], c: Inexact[Array, " coefficients"]
     ) -> Inexact[Array, "..."]:
@@ -134,9 +134,14 @@ class Factored(eqx.Module):
         return self.base.dtype
 
     @property
-    def T(self) -> "Factored":  # noqa: N802, as arrays call it
+    def T(self) -> "Factored":
         """Transposed, in factors too; for matrices."""
-        a, b, scale, error = self.update.a, self.update.b, self.update.scale, self.update.error
+        a, b, scale, error = (
+            self.update.a,
+            self.update.b,
+            self.update.scale,
+            self.update.error,
+        )
         swapped = LowRank(jnp.swapaxes(b, 1, 2), jnp.swapaxes(a, 1, 2), scale, error)
         return Factored(self.base.T, swapped, self.coefficients)
 
@@ -149,7 +154,7 @@ class Factored(eqx.Module):
         return self.dense()[index]
 
     def __matmul__(self, x: Inexact[ArrayLike, "..."]) -> Inexact[Array, "..."]:
-        """Multiply the merged matrix `[rows, columns]` by `[columns]` or `[..., columns, k]`."""
+        """Multiply the merged matrix by columns, `[columns]` or `[..., columns, k]`."""
         x = jnp.asarray(x)
         if self.ndim != 2:
             return jnp.matmul(self.dense(), x)

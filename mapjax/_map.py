@@ -85,7 +85,8 @@ def map_front(
             task; by default the metrics' bounds, and the link's own for a function.
         ridge: Strength of the ridge penalty of the quadratic; "auto" chooses it by
             leave-one-out error, None uses one only where samples are too few.
-        num_points: About how many points to trace.
+        num_points: How many points a search moves. The front also holds the best that it
+            came by, in all up to about three times as many.
         num_generations: Generations of each search; by default 150, and 40 with outputs.
         verify: How many points to evaluate on top of the budget, less those that are
             samples already. They are spread over the front; where a rule has a merge of

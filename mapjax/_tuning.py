@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 from mapjax import metrics
 from mapjax._checks import check_least
 from mapjax._domain import read_box
+from mapjax._jit import lenient
 from mapjax._keys import check_key
 from mapjax._result import RESULTS, Front, Samples, explain, judge, provenance
 from mapjax._solution import Solution
@@ -165,6 +166,7 @@ def _check(evaluator: Any, loss: Any, key: Any, num_steps: int, batch_size: int)
     check_least("batch_size", batch_size, 1)
 
 
+@lenient
 def _adam(
     numbers: tuple[Array, Array, Array], c: Array, gradient: Array, state: PyTree
 ) -> tuple[Array, PyTree]:

@@ -61,9 +61,10 @@ class TaskVectors(eqx.Module):
         modules, registered dataclasses. Floating-point and complex leaves are merged.
         Left alone, and listed by `left_alone`: integers, booleans, random keys, leaves that
         are not arrays, all below an `opt_state`, and BatchNorm statistics (flax's
-        `batch_stats` collection and `nnx.BatchStat`). A difference is computed in float32 at
-        least and rounded to the wider of the two leaves' dtypes, bfloat16 for floats of
-        eight bits, unless a wider one is asked for.
+        `batch_stats` collection, `nnx.BatchStat`, and PyTorch's `running_mean` and
+        `running_var`). Python's numbers are no arrays, but become some inside `jax.jit`. A
+        difference is computed in float32 at least and rounded to the wider of the two
+        leaves' dtypes, bfloat16 for floats of eight bits, unless a wider one is asked for.
 
         Args:
             base: The pretrained parameters.
@@ -204,7 +205,7 @@ def read_coefficients(task_vectors: TaskVectors, coefficients: Any) -> Array:
     """Return the coefficients `[experts]` or `[experts, groups]`, or say what is wrong."""
     try:
         c = jnp.asarray(coefficients)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(_not_numbers(task_vectors, coefficients)) from error
     if jnp.issubdtype(c.dtype, jnp.complexfloating):
         raise ValueError(_not_numbers(task_vectors, coefficients))

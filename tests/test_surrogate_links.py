@@ -154,7 +154,7 @@ BAD = {
     "too few links": (dict(link=["identity"]), "names 1 links for 2 tasks"),
     "above the range": (
         dict(link=["identity", "sigmoid"], scores={(4, 1): 1.5}),
-        r"`scores\[:, 1\]` holds 1.5, outside the range \[0, 1\].*Pass `bounds`",
+        r"`scores\[:, 1\]` holds 1.5, outside the range \[0, 1\].*`link_bounds` of a driver",
     ),
     "below the range": (
         dict(link="softplus", scores={(4, 0): -0.5}),

@@ -319,8 +319,10 @@ def test_other_bad_input():
         make(shapes, [shapes])
     with pytest.raises(ValueError, match=r"\(root\) has shape \(3,\) in expert"):
         make(jnp.ones(2), [jnp.ones(3)])
-    with pytest.raises(ValueError, match=r"must be real numbers, one per expert.*'x'"):
-        mj.merge(make(BASE, {"x": BASE}), jnp.array([1j]))
+    wrong: Any
+    for wrong in (jnp.array([1j]), None, [None]):
+        with pytest.raises(ValueError, match=r"must be real numbers, one per expert.*'x'"):
+            mj.merge(make(BASE, {"x": BASE}), wrong)
 
     class NoTree:
         pass

@@ -286,7 +286,8 @@ class Evaluator:
         return eqx.filter_eval_shape(self.rule, c)
 
     def _run(self, kind: Kind, coefficients: Any, progress: bool | None) -> Any:
-        if isinstance(coefficients, Tracer):
+        if isinstance(coefficients, Tracer) or jax.config.jax_disable_jit:
+            coefficients = jnp.asarray(coefficients, _dtype())
             self._check_shape(coefficients)
             sizes = self._batch_size or _BATCH_SIZE, self._chunk_size or 1
             return evaluate(self.rule, self.tasks, coefficients, kind, *sizes)

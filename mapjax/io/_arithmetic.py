@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from mapjax._jit import broadcasting
+from mapjax._jit import lenient
 from mapjax.transforms._elect import disjoint_mean
 
 _ALIGNMENT = 64  # JAX reads buffers that begin at such multiples where they are
@@ -30,7 +30,7 @@ def linear(
 
 
 @functools.partial(jax.jit, static_argnames=("sums", "rounded"))
-@broadcasting
+@lenient
 def elected(
     c: Array,
     base: Array,

@@ -13,7 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from mapjax._checks import check_count
-from mapjax._jit import broadcasting
+from mapjax._jit import lenient
 from mapjax._types import PRNGKey
 from mapjax.search._checks import check_num_objectives, check_shape
 
@@ -57,13 +57,15 @@ class MultiObjectiveAlgorithm(PopulationBasedAlgorithm, abc.ABC):
         check_count("num_coefficients", num_coefficients, 1)
         check_num_objectives(num_objectives)
         solution = np.zeros(num_coefficients, np.float32)
+
+        def prepare() -> None:
+            super(MultiObjectiveAlgorithm, self).__init__(population_size, solution)
+            self.solution_flat = solution
+            self.max_num_dims_sq = np.minimum(num_coefficients, _LARGEST_ROOT)
+
         # evosax computes two attributes with JAX, which would compile five small programs:
-        # a tenth of the first search. Traced instead, they are set here.
-        jax.eval_shape(
-            lambda: PopulationBasedAlgorithm.__init__(self, population_size, solution)
-        )
-        self.solution_flat = solution
-        self.max_num_dims_sq = np.minimum(num_coefficients, _LARGEST_ROOT)
+        # a tenth of the first search. Traced instead, they are replaced before it ends.
+        jax.eval_shape(prepare)
         self.num_objectives = num_objectives
 
     def _configuration(self) -> tuple:
@@ -80,7 +82,7 @@ class MultiObjectiveAlgorithm(PopulationBasedAlgorithm, abc.ABC):
         return hash((type(self), self._configuration()))
 
     @partial(jax.jit, static_argnames=("self",))
-    @broadcasting
+    @lenient
     def init(self, key: PRNGKey, population: Any, fitness: Any, params: Any) -> Any:
         """Start from an evaluated population.
 
@@ -100,7 +102,7 @@ class MultiObjectiveAlgorithm(PopulationBasedAlgorithm, abc.ABC):
         return self._start(key, population, without_failures(fitness), params)
 
     @partial(jax.jit, static_argnames=("self",))
-    @broadcasting
+    @lenient
     def tell(
         self, key: PRNGKey, population: Any, fitness: Any, state: Any, params: Any
     ) -> tuple[Any, dict[str, Array]]:

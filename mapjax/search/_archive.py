@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mapjax._jit import broadcasting
+from mapjax._jit import lenient
 from mapjax.pareto import reference_directions
 from mapjax.search._scalarize import LEAST_WEIGHT, max_product
 
@@ -43,7 +43,7 @@ class Archive(eqx.Module):
     coefficients: Float[Array, "points coefficients"]
     scores: Float[Array, "points objectives"]
 
-    @broadcasting
+    @lenient
     def update(
         self,
         coefficients: Float[Array, "population coefficients"],

@@ -8,6 +8,8 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from mapjax._jit import unchecked
+
 _QUICK = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": min(os.cpu_count() or 1, 32),
@@ -21,7 +23,8 @@ many parts as there are cores: the usual 32 take a tenth longer on two."""
 def quick_jit(function: Any) -> Any:
     """Jit a function so that it compiles quickly on CPUs, once per function."""
     jit: Any = eqx.filter_jit  # its signature does not show the options that it passes on
-    return jit(function, compiler_options=dict(_QUICK) if supported(_QUICK) else None)
+    options = dict(_QUICK) if supported(_QUICK) else None
+    return unchecked(jit(function, compiler_options=options))
 
 
 def supported(options: Mapping[str, Any]) -> bool:

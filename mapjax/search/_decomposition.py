@@ -11,7 +11,7 @@ from evosax.types import Params as BaseParams
 from flax import struct
 from jaxtyping import Array, Float
 
-from mapjax._jit import broadcasting
+from mapjax._jit import lenient
 from mapjax._types import ArrayLike, PRNGKey
 from mapjax.pareto import reference_directions as spread_directions
 from mapjax.search._algorithm import MultiObjectiveAlgorithm
@@ -135,6 +135,7 @@ class Decomposition(MultiObjectiveAlgorithm):
         return (*super()._configuration(), self.strategy, self.scalarization, *numbers)
 
     @property
+    @lenient
     def _default_params(self) -> DecompositionParams:
         params = self.strategy.default_params
         if hasattr(params, "std_init"):
@@ -171,7 +172,7 @@ class Decomposition(MultiObjectiveAlgorithm):
             members=members,
         )
 
-    @broadcasting
+    @lenient
     def _ask(
         self, key: PRNGKey, state: DecompositionState, params: DecompositionParams
     ) -> tuple[Array, DecompositionState]:

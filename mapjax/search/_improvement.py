@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mapjax._checks import check_count
-from mapjax._jit import jit
+from mapjax._jit import jit, unchecked
 from mapjax._keys import check_key
 from mapjax._types import ArrayLike, PRNGKey
 
@@ -31,6 +31,7 @@ class Improvement(NamedTuple):
     hypervolume: Float[Array, ""]
 
 
+@unchecked
 def propose_improving(
     draws: ArrayLike,
     known: ArrayLike,

@@ -126,6 +126,8 @@ def _polish(
     The smoothing begins at the first number of the schedule, and each step multiplies it by
     the second. The number of steps is an array, so that any is compiled once.
     """
+    # Which they are, but where JAX compiles nothing.
+    start, schedule = jnp.asarray(start), jnp.asarray(schedule)
 
     def evaluate(points):
         inside = lower[None] + points * width[None]
@@ -163,7 +165,7 @@ def _polish(
             return point, damping * factor, smoothing * schedule[1]
 
         damping = jnp.asarray(_FIRST_DAMPING, start.dtype)
-        carry = (first, damping, jnp.asarray(schedule[0]))
+        carry = (first, damping, schedule[0])
         return jax.lax.fori_loop(0, num_steps, step, carry)[0]
 
     polished = jax.vmap(minimise)(jnp.asarray(directions))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mapjax._jit import broadcasting
+from mapjax._jit import lenient
 
 LEAST_WEIGHT = 1e-3
 """Weights below this let weakly dominated points win; a front's ends need them small."""
@@ -35,7 +35,7 @@ def tchebycheff(
     return jnp.max(jnp.maximum(direction, LEAST_WEIGHT) * scores, axis=-1)
 
 
-@broadcasting
+@lenient
 def smooth_tchebycheff(
     scores: Float[Array, "*points objectives"],
     direction: Float[Array, " objectives"],

@@ -112,8 +112,9 @@ def check_range(
         if outside.size:
             raise ValueError(
                 f"`scores[:, {task}]` holds {outside[0]:g}, outside the range "
-                f"[{lower[task]:g}, {top:g}] of its link {link!r}. Pass `bounds` that "
-                "hold every score, or link='identity'."
+                f"[{lower[task]:g}, {top:g}] of its link {link!r}. Pass bounds of "
+                "the scores that hold every one (`link_bounds` of a driver, `bounds` of a "
+                "fit), or link='identity'."
             )
 
 

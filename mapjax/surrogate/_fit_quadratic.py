@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from mapjax._jit import unchecked
 from mapjax._types import ArrayLike
 from mapjax.surrogate._checks import (
     check_bounds,
@@ -27,6 +28,7 @@ PerTask = int | float | None | Sequence[int | float | None] | ArrayLike
 """A number for all tasks, or one per task."""
 
 
+@unchecked
 def fit_quadratic(
     coefficients: ArrayLike,
     scores: ArrayLike,

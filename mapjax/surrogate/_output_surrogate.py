@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mapjax._jit import jit
+from mapjax._jit import jit, unchecked
 from mapjax._types import ArrayLike, PRNGKey
 from mapjax.surrogate._checks import check_width
 from mapjax.surrogate._kernel import HIGHEST, Kernel
@@ -67,6 +67,7 @@ class OutputSurrogate(eqx.Module):
     rank: Int[Array, " tasks"]
     condition_number: Float[Array, " tasks"]
 
+    @unchecked
     def with_noise(self, factor: float) -> "OutputSurrogate":
         """Multiply all standard deviations by a factor."""
         return eqx.tree_at(lambda s: s.noise, self, self.noise * factor)

@@ -7,7 +7,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mapjax._jit import jit
+from mapjax._jit import jit, unchecked
 from mapjax._types import ArrayLike, PRNGKey
 from mapjax.surrogate._checks import check_width
 from mapjax.surrogate._links import per_task
@@ -141,6 +141,7 @@ class Quadratic(eqx.Module):
         deviation = slope * path + jnp.sqrt(variance) * own * noise
         return self.width * self.noise * deviation
 
+    @unchecked
     def with_noise(self, factor: float) -> "Quadratic":
         """Multiply all standard deviations by a factor."""
         return eqx.tree_at(lambda s: s.noise, self, self.noise * factor)

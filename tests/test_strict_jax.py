@@ -1,4 +1,8 @@
-"""Everything where `jax_numpy_rank_promotion` is "raise", as users set it for their code."""
+"""Everything where JAX is strict, as users set it for their own code.
+
+Neither ranks nor dtypes are promoted; and what stops at NaN, at leaked tracers, or compiles
+nothing stops at no code of ours.
+"""
 
 import inspect
 from typing import Any
@@ -35,8 +39,10 @@ METRICS = "accuracy", "cross_entropy"
 def strict():
     """Set it as users do: `with jax.numpy_rank_promotion` would not reach other threads."""
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
     yield
     jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 
 def task_vectors():
@@ -244,7 +250,7 @@ DRIVERS = {
 }
 
 
-@pytest.mark.parametrize("name", usual(DRIVERS, {"outputs"}))
+@pytest.mark.parametrize("name", usual(DRIVERS, {"cells"}))
 def test_drivers(name):
     solution = DRIVERS[name]()
     tasks = solution.samples.scores.shape[1]
@@ -252,6 +258,32 @@ def test_drivers(name):
     solution.hypervolume(), str(solution)
     if solution.surrogate is not None:
         solution.predicted(solution.front.coefficients[:2])
+
+
+DEBUGGING = {
+    "nans": lambda: jax.debug_nans(True),
+    "infs": lambda: jax.debug_infs(True),
+    "leaks": jax.checking_leaks,
+}
+
+
+@pytest.mark.parametrize("switch", DEBUGGING)
+@pytest.mark.parametrize("name", usual(DRIVERS, {"cells"}))
+def test_drivers_pass_where_models_are_debugged(name, switch):
+    with DEBUGGING[switch]():
+        DRIVERS[name]()
+
+
+def test_an_evaluator_compiles_nothing_where_that_is_switched_off():
+    seen = []
+    scorer = evaluator(predict=lambda p, x: seen.append(x) or predict(p, x))
+    want = scorer(C[:2])
+    seen.clear()
+    with jax.disable_jit():
+        np.testing.assert_allclose(scorer(C[:2]), want, rtol=1e-5)
+    assert not isinstance(seen[0], jax.core.Tracer)
+    with jax.disable_jit():
+        assert len(search.polish(objective, C, np.ones((1, 2)), num_steps=1)) > 0
 
 
 def promoting(c):
