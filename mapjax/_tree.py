@@ -1,5 +1,7 @@
 """Flat views of parameter trees: key paths, which leaves merge, and clear errors."""
 
+import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -12,6 +14,8 @@ from jaxtyping import PyTree
 
 ROOT = "(root)"
 """The path of a tree that is nothing but a leaf."""
+
+_STATISTICS = (["running_mean"], ["running_var"])  # as PyTorch calls those of BatchNorm
 
 
 class Leaf(NamedTuple):
@@ -45,21 +49,28 @@ def leaves(tree: PyTree, *, statistics: bool = False) -> list[Leaf]:
             keys = (*path, *subpath)
             where = jtu.keystr(keys) or ROOT
             kept = _why_kept(value)
-            if not kept and any(_name(key) == "opt_state" for key in keys):
-                # Moments add up to no state of any training: a merged one can be negative.
-                kept = "optimizer state"
-            elif (
-                not statistics
-                and not kept
-                and (_is_statistic(node) or "batch_stats" in where)
-            ):
+            if not kept:
+                names = [jtu.keystr((key,), simple=True) for key in keys]
+                kept = why_left(names, statistics=statistics)
+            if not kept and not statistics and _is_statistic(node):
                 kept = "batch statistics"
             found.append(Leaf(where, value, kept))
     return found
 
 
-def _name(key: Any) -> str:
-    return jtu.keystr((key,), simple=True)
+def why_left(names: Iterable[str], *, statistics: bool) -> str:
+    """Say by its path why a leaf is not merged ("" if it is), alike in memory and on disk.
+
+    Args:
+        names: The keys on the way to it; flat names are cut at "." and "/".
+        statistics: Whether those of BatchNorm are merged.
+    """
+    parts = [part for name in names for part in re.split(r"[./]", name)]
+    if "opt_state" in parts:
+        # Moments add up to no state of any training: a merged one can be negative.
+        return "optimizer state"
+    measured = "batch_stats" in parts or parts[-1:] in _STATISTICS
+    return "batch statistics" if measured and not statistics else ""
 
 
 def rebuild(tree: PyTree, values: list[Any]) -> PyTree:

@@ -129,6 +129,27 @@ def test_other_dtypes_and_outputs(files, tmp_path):
     assert not (tmp_path / "all").exists()
 
 
+@pytest.mark.parametrize("separator", [None, ".", "/"])
+def test_the_same_tensors_are_left_alone_in_memory_and_on_disk(separator, tmp_path):
+    names = ["w", "batch_stats_scale", "bn.running_mean", "bn/running_var"]
+    names += ["batch_stats.bn.mean", "opt_state.0.nu.w", "a/opt_state", "running_mean.0"]
+    models = [
+        {n.replace(".", separator or "."): np.full(2, i, np.float32) for n in names}
+        for i in (1, 2)
+    ]
+    for i, tensors in enumerate(models):
+        mio.save(tmp_path / f"{i}.safetensors", tensors)
+    paths = [tmp_path / f"{i}.safetensors" for i in (0, 1)]
+    plan = mio.merge_files(paths[0], paths[1:], tmp_path / "m.safetensors", [-1.0])
+    reasons = ["batch statistics"] * 3 + ["optimizer state"] * 2
+    assert sorted(plan.left_alone.values()) == reasons
+    base, expert = (mio.load(path, separator=separator) for path in paths)
+    tv = mj.TaskVectors.from_params(base, [expert])
+    assert sorted(tv.left_alone.values()) == reasons
+    merged = mio.load(tmp_path / "m.safetensors", separator=separator)
+    jax.tree.map(np.testing.assert_array_equal, merged, mj.merge(tv, [-1.0]))
+
+
 @pytest.mark.parametrize("scope", ["tensor", "global"])
 def test_ties_is_that_of_transforms(files, scope, tmp_path, small_pieces):
     models, base, experts = files

@@ -21,7 +21,6 @@ from mapjax.io._tensor import AbstractCheckpoint, some
 from mapjax.io._tied import RenamedCheckpoint, named_like
 
 _UNSIGNED = np.dtype(ml_dtypes.float8_e8m0fnu)
-_STATISTICS = ("running_mean", "running_var")  # as PyTorch calls those of BatchNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +166,9 @@ def _leaves(
     found = []
     for name in order:
         info = checkpoint.tensors[name]
-        kept = ""
+        kept = _tree.why_left([name], statistics=statistics)
         if not jnp.issubdtype(info.dtype, jnp.inexact):
             kept = f"{info.dtype} leaf"
-        elif not statistics and ("batch_stats" in name or name.endswith(_STATISTICS)):
-            kept = "batch statistics"
         value = jax.ShapeDtypeStruct(info.shape, info.dtype)
         found.append(_tree.Leaf(name, value, kept))
     return found
