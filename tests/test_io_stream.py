@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
+import mapjax as mj
 import mapjax.io as mio
+from mapjax import task_vectors
 from mapjax.io import _plan, _stream, _ties
 
 MIB = 2**20
@@ -41,6 +44,24 @@ def test_the_first_error_ends_the_work():
     with pytest.raises(KeyError, match="three"):
         _stream.run(pieces, work, workers=2, memory=10)
     assert len(done) < 100
+
+
+def test_a_transform_compiles_once_for_all_tensors_of_a_shape(tmp_path):
+    for i in range(2):
+        x = {f"layer_{n}": np.full((3, 5), i + n, np.float32) for n in range(6)}
+        mio.save(tmp_path / f"{i}.npz", x)
+    cache: Any = task_vectors._merge
+    before = cache._cached._cache_size()
+    seen = []
+
+    def rule(tv):
+        seen.extend(tv.base)
+        return mj.transforms.ties(tv, density=0.5)
+
+    paths = [tmp_path / f"{i}.npz" for i in range(2)]
+    mio.merge_files(paths[0], paths[1:], tmp_path / "m.safetensors", [0.5], transform=rule)
+    assert sorted(seen) == [f"layer_{n}" for n in range(6)]
+    assert cache._cached._cache_size() <= before + 1
 
 
 PROGRAM = """

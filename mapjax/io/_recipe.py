@@ -159,7 +159,9 @@ def _edited(
             f"`transform` made {type(edited).__name__} of the vectors of {name!r}, but must "
             f"return `mapjax.TaskVectors` of the {len(inputs.names)} experts."
         )
-    merged = np.asarray(merge(edited, recipe.coefficients)[name])
+    # Under one name for all: a program is compiled for each name.
+    same = TaskVectors({"": edited.base[name]}, {"": edited.vectors[name]}, edited.names)
+    merged = np.asarray(merge(same, recipe.coefficients)[""])
     if merged.shape != base.shape:
         raise ValueError(
             f"`transform` changed the shape of {name!r} from {base.shape} to {merged.shape}."
