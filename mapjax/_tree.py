@@ -81,8 +81,9 @@ def rebuild(tree: PyTree, values: list[Any]) -> PyTree:
 def check_same_leaves(base: list[Leaf], expert: list[Leaf], name: str) -> None:
     """Refuse an expert whose leaves are not those of the base, naming the key path."""
     base_paths, paths = [a.path for a in base], [b.path for b in expert]
-    missing = [p for p in base_paths if p not in set(paths)]
-    extra = [p for p in paths if p not in set(base_paths)]
+    known, found = set(base_paths), set(paths)
+    missing = [p for p in base_paths if p not in found]
+    extra = [p for p in paths if p not in known]
     if paths == [ROOT] != base_paths:
         raise ValueError(
             f"Expert {name!r} is {_what(expert[0].value)}, not a tree of parameters like "

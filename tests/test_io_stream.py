@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import mapjax as mj
 import mapjax.io as mio
-from mapjax import task_vectors
+from mapjax import _tree, task_vectors
 from mapjax.io import _plan, _stream, _ties
 
 MIB = 2**20
@@ -44,6 +45,15 @@ def test_the_first_error_ends_the_work():
     with pytest.raises(KeyError, match="three"):
         _stream.run(pieces, work, workers=2, memory=10)
     assert len(done) < 100
+
+
+def test_many_leaves_are_compared_in_time_that_grows_with_them():
+    leaves = [_tree.Leaf(f"layer_{i}", 0, "not an array") for i in range(10_000)]
+    begun = time.monotonic()
+    _tree.check_same_leaves(leaves, leaves, "a")
+    assert (
+        time.monotonic() - begun < 1
+    )  # 5 s or more if the names are gone through for each
 
 
 def test_a_transform_compiles_once_for_all_tensors_of_a_shape(tmp_path):

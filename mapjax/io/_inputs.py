@@ -56,6 +56,11 @@ class Inputs:
             return own
         return self.dtype
 
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """Number the merged tensors, whatever their order in the files."""
+        return {name: i for i, name in enumerate(sorted(self.merged))}
+
     @property
     def doubles(self) -> bool:
         """Whether any tensor is merged in more than 32 bits."""

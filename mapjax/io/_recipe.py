@@ -140,10 +140,10 @@ def _blocks(inputs: Inputs, recipe: Recipe, piece: Piece) -> np.ndarray:
 
 
 def _tensor_key(inputs: Inputs, recipe: Recipe, piece: Piece) -> Any:
-    """Give each tensor its key, whatever the order in the files."""
+    """Give each tensor its key."""
     if recipe.key is None:
         return None
-    return jax.random.fold_in(recipe.key, sorted(inputs.merged).index(piece.name))
+    return jax.random.fold_in(recipe.key, inputs.places[piece.name])
 
 
 def _edited(
