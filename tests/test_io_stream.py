@@ -12,6 +12,7 @@ import mapjax as mj
 import mapjax.io as mio
 from mapjax import _tree, task_vectors
 from mapjax.io import _plan, _stream, _ties
+from mapjax.io._npz import NpzCheckpoint
 
 MIB = 2**20
 
@@ -112,3 +113,36 @@ def test_memory_stays_within_what_was_said(rule, tmp_path):
     assert used <= limit, (said / MIB, used / MIB)
     merged = mio.load(tmp_path / "out.safetensors")
     assert merged["w"].size == 11 * MIB
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("transform", [None, mio.TIES(0.5)])
+def test_arrays_in_the_order_of_fortran_are_read_once(
+    compressed, transform, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(_plan, "LARGEST_PIECE", 2**12)
+    arrays = {i: np.random.default_rng(i).normal(size=(300, 100)) for i in range(2)}
+    paths = [tmp_path / f"{i}.npz" for i in range(2)]
+    save = np.savez_compressed if compressed else np.savez
+    for i, path in enumerate(paths):
+        save(path, w=np.asfortranarray(arrays[i], np.float32))
+        mio.save(tmp_path / f"{i}.safetensors", {"w": arrays[i].astype(np.float32)})
+    wholes = []
+    read = NpzCheckpoint._read_bytes
+
+    def counted(self, name, member, position, out):
+        wholes.append(out.size)
+        read(self, name, member, position, out)
+
+    monkeypatch.setattr(NpzCheckpoint, "_read_bytes", counted)
+    how: dict[str, Any] = {"transform": transform, "memory": 4 * MIB}
+    out = tmp_path / "m.safetensors"
+    plan = mio.merge_files(paths[0], paths[1:], out, [0.5], **how)
+    assert wholes == [30_000, 30_000]
+    assert 2 * 120_000 < plan.peak_memory <= 4 * MIB
+    flat = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    mio.merge_files(flat[0], flat[1:], tmp_path / "n.safetensors", [0.5], **how)
+    assert out.read_bytes() == (tmp_path / "n.safetensors").read_bytes()
+    how["memory"] = 250_000
+    with pytest.raises(ValueError, match=r"is 250000 bytes.* in Fortran's order"):
+        mio.merge_files(paths[0], paths[1:], out, [0.5], **how)

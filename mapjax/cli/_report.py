@@ -162,7 +162,7 @@ def _grams(
         results.append((piece.name, piece.size, gram, nbytes))
 
     results: list[tuple[str, int, np.ndarray, int]] = []
-    run(pieces, work, workers=inputs.workers, memory=memory)
+    run(pieces, work, workers=inputs.workers, memory=memory - inputs.held)
     for name, count, gram, nbytes in results:
         read[name] += count
         grams[name] += gram
@@ -268,7 +268,7 @@ def _plan(inputs: Inputs, memory: int, rate: float | None) -> dict[str, Any]:
         "num_merged": len(inputs.merged),
         "merged": list(inputs.merged),
         "left_alone": inputs.left_alone,
-        "peak_memory": peak(order.pieces, inputs.workers, memory),
+        "peak_memory": peak(inputs, order.pieces, memory),
         "bytes_read": read,
         "bytes_written": written,
         "seconds": (read + written) / rate if rate else None,

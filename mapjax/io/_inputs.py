@@ -70,13 +70,22 @@ class Inputs:
     @property
     def workers(self) -> int:
         """How many pieces are under way at once."""
-        everything = [self.base]
-        for expert in self.experts:
-            renamed = isinstance(expert, RenamedCheckpoint)
-            everything.append(expert.checkpoint if renamed else expert)
-        if any(isinstance(c, NpzCheckpoint) and c.compressed for c in everything):
+        if any(archive.compressed for archive in self._archives):
             return 1  # such an archive is read from front to back
         return max(2, min(4, len(os.sched_getaffinity(0))))
+
+    @property
+    def held(self) -> int:
+        """How many bytes are held beside the pieces that are under way."""
+        return sum(archive.held for archive in self._archives)
+
+    @property
+    def _archives(self) -> list[NpzCheckpoint]:
+        opened = [self.base]
+        for expert in self.experts:
+            renamed = isinstance(expert, RenamedCheckpoint)
+            opened.append(expert.checkpoint if renamed else expert)
+        return [c for c in opened if isinstance(c, NpzCheckpoint)]
 
 
 def read_experts(

@@ -132,7 +132,7 @@ def merge_files(
                 order.pieces,
                 work,
                 workers=inputs.workers,
-                memory=memory,
+                memory=memory - inputs.held,
                 doubles=inputs.doubles,
             )
     return plan
@@ -191,9 +191,7 @@ def _plan(
     return MergePlan(
         merged=inputs.merged,
         left_alone=inputs.left_alone,
-        peak_memory=max(
-            peak(first, inputs.workers, memory), peak(order.pieces, inputs.workers, memory)
-        ),
+        peak_memory=max(peak(inputs, first, memory), peak(inputs, order.pieces, memory)),
         bytes_read=sum(c.nbytes for c in (inputs.base, *inputs.experts)),
         bytes_written=written,
     )

@@ -28,6 +28,8 @@ class NpzCheckpoint(AbstractCheckpoint):
 
     Attributes:
         compressed: Whether any array is compressed; such are read from front to back.
+        held: The most bytes that are held of an array in Fortran's order, which is read as a
+            whole and given in pieces.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,7 +37,8 @@ class NpzCheckpoint(AbstractCheckpoint):
         self.tensors, self.metadata, self.aliases = {}, {}, {}
         self._members: dict[str, tuple[zipfile.ZipInfo, np.dtype, bool, int]] = {}
         self._streams: dict[str, tuple[IO[bytes], int]] = {}
-        self._lock = threading.Lock()
+        self._turned: dict[str, np.ndarray] = {}
+        self._lock = threading.RLock()
         self._file = path.open("rb", buffering=0)
         try:
             self._zip = zipfile.ZipFile(self._file)
@@ -44,15 +47,26 @@ class NpzCheckpoint(AbstractCheckpoint):
             self._file.close()
             raise _damaged(path, error) from error
         self.compressed = any(m[0].compress_type for m in self._members.values())
+        turned = [info.nbytes for n, info in self.tensors.items() if self._members[n][2]]
+        self.held = max(turned, default=0)
 
     def read_into(self, name: str, start: int, out: np.ndarray) -> None:
         """Read numbers of the flattened tensor from `start` on until `out` is full."""
         member, dtype, fortran, front = self._members[name]
-        shape = self.tensors[name].shape
-        if fortran:  # in another order than asked for: through a whole copy
-            raw = np.empty(self.tensors[name].size, dtype)
-            self._read_bytes(name, member, front, raw)
-            out[...] = raw.reshape(shape[::-1]).T.ravel()[start : start + out.size]
+        info = self.tensors[name]
+        if (
+            fortran
+        ):  # in another order than asked for: the whole is kept for its next pieces
+            with self._lock:
+                turned = self._turned.pop(name, None)
+                if turned is None:
+                    self._turned.clear()  # before there is another
+                    raw = np.empty(info.size, dtype)
+                    self._read_bytes(name, member, front, raw)
+                    turned = raw.reshape(info.shape[::-1]).T
+                out[...] = turned.flat[start : start + out.size]
+                if out.size < info.size:
+                    self._turned[name] = turned
             return
         raw = out if dtype.isnative else np.empty(out.size, dtype)
         self._read_bytes(name, member, front + start * dtype.itemsize, raw)

@@ -53,7 +53,12 @@ class Piece:
 
 
 def cut(
-    inputs: Inputs, names: Sequence[str], memory: int, extra: int, multiple: int = 1
+    inputs: Inputs,
+    names: Sequence[str],
+    memory: int,
+    extra: int,
+    multiple: int = 1,
+    taken: int = 0,
 ) -> list[Piece]:
     """Cut tensors into pieces of which as many as there are workers fit into memory.
 
@@ -63,6 +68,7 @@ def cut(
         memory: The bound, in bytes.
         extra: Bytes per number that are needed beside what is read and written.
         multiple: Pieces begin at multiples of this many numbers.
+        taken: Bytes that something else takes, beside what the inputs hold.
 
     Raises:
         ValueError: If even the smallest pieces do not fit.
@@ -71,12 +77,14 @@ def cut(
     smallest = max(_SMALLEST_PIECE, multiple)
     size = max(LARGEST_PIECE, multiple)
     worst = max(each.values(), default=0)
-    while size > smallest and inputs.workers * size * worst > memory:
+    taken += inputs.held
+    while size > smallest and taken + inputs.workers * size * worst > memory:
         size //= 2
-    if inputs.workers * size * worst > memory:
+    needed = taken + inputs.workers * size * worst
+    if needed > memory:
         raise ValueError(
-            f"`memory` is {memory} bytes, but at least {inputs.workers * size * worst} are "
-            f"needed for {len(inputs.experts)} experts."
+            f"`memory` is {memory} bytes, but at least {needed} are needed for "
+            f"{len(inputs.experts)} experts.{_held(inputs)}"
         )
     pieces = []
     for name in names:
@@ -103,25 +111,35 @@ def whole(inputs: Inputs, names: Sequence[str], memory: int) -> list[Piece]:
             continue
         vectors = len(inputs.experts) * sums * (1 + _WORKING_COPIES)
         cost = size * (_bytes_per_number(inputs, name) + vectors + 2 * sums)
-        if cost > memory:
+        if inputs.held + cost > memory:
             raise ValueError(
                 f"`memory` is {memory} bytes, but a transform of the whole tensor {name!r} "
-                f"takes about {cost}. Allow more, or say `elementwise=True` of a transform "
-                "that treats each number on its own; `mapjax.io.TIES` needs little memory."
+                f"takes about {inputs.held + cost}. Allow more, or say `elementwise=True` of a "
+                "transform that treats each number on its own; `mapjax.io.TIES` needs little "
+                f"memory.{_held(inputs)}"
             )
         pieces.append(Piece(name, 0, size, cost))
     return pieces
 
 
-def peak(pieces: Sequence[Piece], workers: int, memory: int) -> int:
+def peak(inputs: Inputs, pieces: Sequence[Piece], memory: int) -> int:
     """Say how much memory the pieces take when the most costly of them meet."""
-    worst = sorted((piece.cost for piece in pieces), reverse=True)[:workers]
-    return min(memory, sum(worst))
+    worst = sorted((piece.cost for piece in pieces), reverse=True)[: inputs.workers]
+    return min(memory, inputs.held + sum(worst))
 
 
 def bucket(size: int) -> int:
     """Round up to one of few sizes, so that few programs are compiled."""
     return room_for(size, _SMALLEST_PIECE)
+
+
+def _held(inputs: Inputs) -> str:
+    if not inputs.held:
+        return ""
+    return (
+        f" Of these {inputs.held} are for arrays that an .npz file holds in Fortran's order: "
+        "save them by `numpy.ascontiguousarray` to need less."
+    )
 
 
 def _bytes_per_number(inputs: Inputs, name: str) -> int:

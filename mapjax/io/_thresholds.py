@@ -23,15 +23,15 @@ def first_pass(inputs: Inputs, ties: TIES, memory: int) -> list[list[Piece]]:
     Raises:
         ValueError: If `memory` is too small.
     """
-    memory -= len(inputs.experts) * Histogram.nbytes
+    taken = len(inputs.experts) * Histogram.nbytes
     names = [name for name in inputs.merged if inputs.base.tensors[name].size]
     if ties.scope == "global" and names:
-        return [cut(inputs, names, memory, _COUNTING)]
+        return [cut(inputs, names, memory, _COUNTING, taken=taken)]
     groups = []
     for name in names:
-        pieces = cut(inputs, [name], memory, _COUNTING)
+        pieces = cut(inputs, [name], memory, _COUNTING, taken=taken)
         cost = 4 * inputs.base.tensors[name].size + 64 * _READING
-        fits = inputs.workers * cost <= memory
+        fits = inputs.held + taken + inputs.workers * cost <= memory
         groups.append(
             [Piece(name, 0, inputs.base.tensors[name].size, cost)] if fits else pieces
         )
@@ -65,7 +65,8 @@ def find_thresholds(
 def _run(
     inputs: Inputs, pieces: list[Piece], work: Callable[[Piece], None], memory: int
 ) -> None:
-    run(pieces, work, workers=inputs.workers, memory=memory, doubles=inputs.doubles)
+    room = memory - inputs.held
+    run(pieces, work, workers=inputs.workers, memory=room, doubles=inputs.doubles)
 
 
 def _is_whole(inputs: Inputs, group: list[Piece]) -> bool:
