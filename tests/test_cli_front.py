@@ -4,14 +4,17 @@ import os
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from cli_tools import BASE, EXPERTS, files, run, run_json
+from cli_tools import BASE, EXPERTS, NAMES, files, run, run_json
 from plot_tools import make_solution
 
 import mapjax as mj
 import mapjax.io
 from mapjax.cli import main
+from mapjax.cli._files import stamp
+from mapjax.io import RunFolder
 
 __all__ = ["files"]  # a fixture
 
@@ -103,6 +106,41 @@ def configured(files, monkeypatch):
     return files
 
 
+@pytest.fixture
+def finished(configured):
+    """A run of which only the end is there."""
+    with RunFolder("run") as run:
+        paths = {n: str(configured / f"{n}.safetensors") for n in ("base", *EXPERTS)}
+        run.begin(
+            key=jax.random.key(0),
+            base=paths.pop("base"),
+            experts=paths,
+            rule="linear",
+            rule_options={},
+            mergeable=True,
+            files={p: stamp(Path(p)) for p in map(str, configured.glob("*.safetensors"))},
+        )
+        run.save(make_solution(2, surrogate=None))
+    return configured
+
+
+def test_a_run_that_moved_with_its_checkpoints_is_picked_from(capsys, finished):
+    new = finished / "new"
+    new.mkdir()
+    for name in ("run", *NAMES):
+        (finished / name).rename(new / name)
+    run(capsys, "pick", new / "run", "--save", "merged.safetensors")
+    assert str(new / "base.safetensors") in (finished / "merged.safetensors.md").read_text()
+
+
+def test_checkpoints_that_were_written_again_are_not_merged(capsys, finished):
+    run(capsys, "pick", "run", "--save", "merged.safetensors")
+    os.utime("usps.safetensors", (1, 1))
+    _, err = run(capsys, "pick", "run", "--save", "no.safetensors", code=1)
+    assert "usps.safetensors was written again after the run began" in err
+    assert not Path("no.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_from_files_to_a_front_to_pictures_to_a_merged_file(capsys, configured):
     found = run_json(capsys, "front", "c.toml")
@@ -111,6 +149,7 @@ def test_from_files_to_a_front_to_pictures_to_a_merged_file(capsys, configured):
     assert set(found["references"]) >= {"base", "mnist", "usps"}
     # The experts' targets are their own outputs: each is perfect at its own task.
     assert found["references"]["mnist"]["scores"][0] == pytest.approx(0, abs=1e-9)
+    assert len(RunFolder("run").notes["files"]) == 3
     lines = (configured / "run" / "samples.jsonl").read_text().splitlines()
     assert len(lines) == 1 + found["num_evaluations"]
     assert found["num_evaluations"] == 5 + found["num_verified"]

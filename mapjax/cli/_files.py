@@ -88,6 +88,18 @@ def check_paths(paths: Mapping[str, Path]) -> None:
             raise UsageError(f"{name} is {path}, where there is nothing.")
 
 
+def stamp(path: Path) -> list[list[int]]:
+    """Give sizes and times of a checkpoint's files, which tell if one was written again.
+
+    Raises:
+        OSError: If it is gone.
+    """
+    folder = path if path.is_dir() else path.parent
+    sharded = path.is_dir() or path.suffix == ".json"
+    files = sorted(folder.rglob("*.safetensors")) if sharded else [path]
+    return [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
 def merge_checkpoints(
     base: Path,
     experts: Mapping[str, Path],

@@ -13,7 +13,7 @@ import tyro
 
 from mapjax.cli._config import Config, may_change, read_config
 from mapjax.cli._errors import Failure, Stopped, UsageError, told
-from mapjax.cli._files import check_paths, print_json
+from mapjax.cli._files import check_paths, print_json, stamp
 from mapjax.cli._rules import check_rule, edit
 
 
@@ -116,6 +116,9 @@ def _solve(config: Config, run: Any, function: Any, command: str) -> Any:
     import mapjax as mj
 
     key = jax.random.key(config.seed)
+    with told():  # before they are read
+        paths = [config.base, *config.experts.values()] if config.base else []
+        files = {str(path.resolve()): stamp(path) for path in paths}
     evaluate, more, mergeable = _evaluator(config, function)
     notes = {
         "base": config.base and str(config.base.resolve()),
@@ -123,9 +126,11 @@ def _solve(config: Config, run: Any, function: Any, command: str) -> Any:
         "rule": config.rule.name,
         "rule_options": config.rule.options,
         "mergeable": mergeable,
+        "files": files,
     }
+    free = (*may_change(), "files")  # an evaluator compares the numbers themselves
     with told():
-        changed = run.begin(key=key, config=config.text, may_change=may_change(), **notes)
+        changed = run.begin(key=key, config=config.text, may_change=free, **notes)
     if changed:
         _say(f"Note: {'; '.join(changed)}: numbers may differ in their last digits.")
     options = {

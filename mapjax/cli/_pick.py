@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from mapjax.cli._errors import Failure, UsageError, told
-from mapjax.cli._files import merge_checkpoints, print_json, read_memory, read_pairs
+from mapjax.cli._files import merge_checkpoints, print_json, read_memory, read_pairs, stamp
 from mapjax.cli._rules import Rule
 
 
@@ -59,7 +59,7 @@ def pick(
     folder = RunFolder(run)
     with told():
         solution = folder.load()
-        notes = folder.notes
+        folder.notes  # noqa: B018, which says what is wrong with them
     for option, names in (("--preference", weights), ("--require", least)):
         unknown = [name for name in names if name not in solution.task_names]
         if unknown:
@@ -88,7 +88,7 @@ def pick(
     words = [*preference, *(f"require {pair}" for pair in require)]
     if save is not None and not missed:
         with told():
-            _merge(notes, solution, chosen, save, limit, dtype, " ".join(words), not json)
+            _merge(folder, solution, chosen, save, limit, dtype, " ".join(words), not json)
     report = {
         "coefficients": dict(zip(solution.coefficient_names, c, strict=True)),
         **{
@@ -110,7 +110,7 @@ def pick(
 
 
 def _merge(
-    notes: dict[str, Any],
+    run: Any,
     solution: Any,
     chosen: Any,
     output: Path,
@@ -119,15 +119,23 @@ def _merge(
     purpose: str,
     talk: bool,
 ) -> None:
+    notes = run.notes
     if not notes.get("base") or not notes.get("mergeable"):
         raise Failure(
             "The run does not know its merges as sums of files: it has no `base` and "
             "`experts`, or its evaluator merges in its own way. Take the coefficients and "
             "merge with mapjax.merge."
         )
+    for path, then in notes.get("files", {}).items():
+        if stamp(run.find(path)) != then:
+            raise Failure(
+                f"{run.find(path)} was written again after the run began, whose scores are of "
+                "what it was. If it holds the same numbers, run `mapjax front` again, which "
+                "evaluates nothing twice; if not, with another `output`."
+            )
     merge_checkpoints(
-        Path(notes["base"]),
-        {name: Path(path) for name, path in notes["experts"].items()},
+        run.find(notes["base"]),
+        {name: run.find(path) for name, path in notes["experts"].items()},
         output,
         [float(x) for x in chosen],
         rule=Rule(notes["rule"], notes["rule_options"]),

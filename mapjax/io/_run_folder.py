@@ -165,6 +165,12 @@ class RunFolder:
             _write(self.path / "run.json", json.dumps(now, indent=1) + "\n")
         return changed
 
+    def find(self, path: str) -> Path:
+        """Say where a noted absolute path is now, which may have moved with the run folder."""
+        here = str(self.path.resolve())
+        moved = Path(_moved(path, (self.notes.get("folder", here), here)))
+        return moved if moved.exists() else Path(path)
+
     def save(self, solution: Solution) -> None:
         """Save the solution; see `save_solution`.
 
@@ -221,9 +227,12 @@ def _same(was: Any, now: Any, ways: tuple[str, str]) -> bool:
     if isinstance(was, dict) and isinstance(now, dict):  # the order is that of coefficients
         return list(was) == list(now) and all(_same(was[n], now[n], ways) for n in was)
     if isinstance(was, str) and isinstance(now, str) and os.path.isabs(was):
-        moved = os.path.normpath(os.path.join(ways[1], os.path.relpath(was, ways[0])))
-        return now in (was, moved)
+        return now in (was, _moved(was, ways))
     return repr(was) == repr(now)
+
+
+def _moved(path: str, ways: tuple[str, str]) -> str:
+    return os.path.normpath(os.path.join(ways[1], os.path.relpath(path, ways[0])))
 
 
 def _locked(folder: Path) -> IO[str]:
