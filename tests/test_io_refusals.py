@@ -49,6 +49,26 @@ def test_an_overflow_by_rounding_ends_the_merge(tmp_path, value, dtype, how):
     assert np.isfinite(mio.load(out)["w"]).all()
 
 
+def test_quantised_checkpoints_are_not_merged(tmp_path):
+    for i in range(2):
+        codes = np.full((4, 8), i, np.int8)
+        arrays = {"w": codes, "w_scale": np.ones(4, np.float32), "ids": np.arange(3)[None]}
+        arrays |= {"steps": np.array([i]), "opt_state.w": codes + 1, "used": codes > 0}
+        mio.save(tmp_path / f"{i}.safetensors", arrays)
+        mio.save(tmp_path / f"kept_{i}.safetensors", arrays | {"w": np.zeros((4, 8), int)})
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(
+        ValueError, match=r"'w' holds whole numbers \(int8\) that are others"
+    ):
+        mio.merge_files(
+            tmp_path / "0.safetensors", [tmp_path / "1.safetensors"], out, [0.5]
+        )
+    assert not out.exists()
+    paths = tmp_path / "kept_0.safetensors", [tmp_path / "kept_1.safetensors"]
+    mio.merge_files(*paths, out, [0.5])
+    assert mio.load(out)["steps"] == [0]
+
+
 def test_a_base_in_half_precision_overflows_by_its_own_dtype(tmp_path):
     base, expert = np.zeros(3, np.float16), np.full(3, 40_000, np.float16)
     for name, w in {"base": base, "expert": expert}.items():

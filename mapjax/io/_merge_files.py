@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mapjax._keys import check_key
 from mapjax._progress import progress_bar
 from mapjax.io._inputs import Inputs, check_inputs, read_coefficients, read_experts
 from mapjax.io._open import open_checkpoint
 from mapjax.io._plan import MergePlan, Piece, peak
-from mapjax.io._recipe import Recipe, Schedule, compute, schedule
+from mapjax.io._recipe import Recipe, Schedule, compute, copied, schedule
 from mapjax.io._shards import Form, Shards, check_output, new_safetensors, shards_like
 from mapjax.io._stream import run
 from mapjax.io._thresholds import find_thresholds, first_pass
@@ -71,9 +69,9 @@ def merge_files(
         What was done, or would be: tensors merged and left alone, memory, bytes.
 
     Raises:
-        ValueError: If the files do not fit each other, are damaged or hold NaN or infinity,
-            the coefficients are not one per expert, the transform returns something else,
-            or `memory` is too small. Nothing is left behind.
+        ValueError: If the files do not fit each other, are damaged, quantised or hold NaN or
+            infinity, the coefficients are not one per expert, the transform returns something
+            else, or `memory` is too small. Nothing is left behind.
         OSError: If a file cannot be read or written.
 
     Example:
@@ -121,8 +119,7 @@ def merge_files(
 
             def work(piece: Piece) -> None:
                 if piece.name in order.copied:
-                    numbers = np.empty(piece.size, inputs.base.tensors[piece.name].dtype)
-                    inputs.base.read_into(piece.name, piece.start, numbers)
+                    numbers = copied(inputs, piece)
                 else:
                     numbers = merge_piece(piece)
                 writer.write(piece.name, piece.start, numbers)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from mapjax import _tree
 from mapjax.io import _arithmetic as arithmetic
 from mapjax.io._inputs import Inputs
 from mapjax.io._plan import Piece, bucket, cut, whole
@@ -71,6 +73,28 @@ def read_piece(
     checkpoint.read_into(piece.name, piece.start, buffer[: piece.size])
     buffer[piece.size :].view(np.uint8)[:] = 0
     return buffer
+
+
+def copied(inputs: Inputs, piece: Piece) -> np.ndarray:
+    """Read numbers that are taken from the base.
+
+    Raises:
+        ValueError: If they are whole numbers of a matrix, and others in an expert: those of
+            quantised parameters, whose scales alone would be merged.
+    """
+    base = read_piece(inputs.base, piece, piece.size)
+    info = inputs.base.tensors[piece.name]
+    whole_numbers = jnp.issubdtype(info.dtype, jnp.integer) and len(info.shape) > 1
+    if whole_numbers and not _tree.why_left([piece.name], statistics=True):
+        for expert in inputs.experts:
+            if not np.array_equal(base, read_piece(expert, piece, piece.size)):
+                raise ValueError(
+                    f"Tensor {piece.name!r} holds whole numbers ({info.dtype}) that are others "
+                    f"in {expert.path}, and such are not merged. If these checkpoints are "
+                    "quantised, merge what they were quantised from; if not, give the expert "
+                    "the numbers of the base."
+                )
+    return base
 
 
 def compute(inputs: Inputs, recipe: Recipe, thresholds: dict[str, np.ndarray]) -> Compute:
