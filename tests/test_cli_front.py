@@ -1,8 +1,10 @@
 """From a configuration to a front, to pictures, to a merged checkpoint."""
 
+import errno
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ import mapjax as mj
 import mapjax.io
 from mapjax.cli import main
 from mapjax.cli._files import stamp
+from mapjax.evaluation import _files
 from mapjax.io import RunFolder
 
 __all__ = ["files"]  # a fixture
@@ -54,6 +57,9 @@ def tasks_of_mistakes(task_vectors):
 
 def mistakes(c):
     raise ValueError("of the user's own code")
+
+def fills_the_disk(c):
+    raise OSError(28, "of the user's own disk")
 
 number = 3
 
@@ -288,6 +294,7 @@ def test_wrong_configurations(capsys, configured, text, code, message):
     [
         (BOX.replace("cli:box", "cli:broken"), RuntimeError, "the cluster is down"),
         (BOX.replace("cli:box", "cli:mistakes"), ValueError, "of the user's own code"),
+        (BOX.replace("cli:box", "cli:fills_the_disk"), OSError, "of the user's own disk"),
         (
             CONFIG.replace("cli:tasks", "cli:tasks_of_mistakes"),
             ValueError,
@@ -299,6 +306,15 @@ def test_what_the_evaluator_raises_is_shown_whole(configured, text, kind, messag
     (configured / "b.toml").write_text(text)
     with pytest.raises(kind, match=message):
         main(["front", "b.toml"])
+
+
+def test_a_full_disk_is_told_with_the_file(capsys, configured, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files, "os", SimpleNamespace(fsync=full))
+    _, err = run(capsys, "front", "box.toml", code=1)
+    assert "samples.jsonl: No space left on device while saving samples." in err
 
 
 def test_a_run_that_was_refused_before_any_evaluation_can_be_corrected(capsys, configured):

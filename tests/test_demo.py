@@ -139,7 +139,8 @@ def test_the_uniform_merge_is_drawn_where_it_is_no_sample(tmp_path, monkeypatch)
         (["--seed", "-1"], "--seed is -1"),
         (["--seed", str(2**31)], "--seed is 2147483648"),
         (["--expert-steps", "0"], "--expert-steps is 0"),
-        (["--output", __file__], "which is a file"),
+        (["--output", __file__], "test_demo.py is a file. Pass a folder"),
+        (["--output", f"{__file__}/sub"], "test_demo.py is a file. Pass a folder"),
         (["--verbose"], "verbose"),
     ],
 )

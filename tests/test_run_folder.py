@@ -278,9 +278,18 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         RunFolder(tmp_path).notes  # noqa: B018
+    (tmp_path / "run.json").write_text('{"format": "mapjax run 1"}')
+    with pytest.raises(ValueError, match="damaged"):
+        RunFolder(tmp_path).notes  # noqa: B018
     (tmp_path / "config.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="is damaged: it is no text"):
         RunFolder(tmp_path).config  # noqa: B018
+    with RunFolder(tmp_path / "run") as run:
+        run.begin(key=jax.random.key(0), config="budget = 3")
+        run.samples.write_text("")
+        (run.path / "config.toml").write_text("budget = ")
+        with pytest.raises(ValueError, match=r"run.config\.toml is damaged: Invalid value"):
+            run.begin(key=jax.random.key(0), config="budget = 3")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot lie in it"):
         RunFolder(tmp_path / "file" / "run").__enter__()

@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 import mapjax as mj
+from mapjax._atomic import existing_parent
 from mapjax._result import Point
 from mapjax._solution import Solution
 from mapjax.cli._errors import UsageError
@@ -120,8 +121,11 @@ def _check(
         )
     if expert_steps < 1:
         raise UsageError(f"--expert-steps is {expert_steps}, but must be at least 1.")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output is {output}, which is a file. Pass a folder.")
+    try:
+        existing_parent(output / _SAMPLES)
+    except NotADirectoryError as error:
+        what = f"--output is {output}, but {error.filename} is a file. Pass a folder."
+        raise UsageError(what) from error
     if (output / "run.json").exists():
         raise UsageError(
             f"--output is {output}, which holds a run of `mapjax front`, whose samples the "

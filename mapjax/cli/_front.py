@@ -164,11 +164,12 @@ def _told_unless_evaluated() -> Iterator[None]:
     """Show errors as such, but those of an evaluation whole: its author looks for where."""
     try:
         yield
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         notes = getattr(error, "__notes__", ())  # JAX adds some of its own
         if any(note.startswith(_OF_EVALUATIONS) for note in notes):
             raise
-        raise Failure(str(error)) from error
+        with told():
+            raise
 
 
 _OF_EVALUATIONS = ("Evaluating coefficients", "This happened in task")

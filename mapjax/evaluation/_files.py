@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,23 @@ def read_lines(path: Path, form: str) -> tuple[dict[str, Any] | None, list[str],
             f"`save_to` names {path}, which is not a record of samples. Pass a new path."
         ) from error
     return header, lines[1:], size
+
+
+def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Add lines to a record, and put them onto the disk.
+
+    Raises:
+        OSError: If they cannot be written. The file is named, also of a full disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        what = f"{error.strerror} while saving samples. Those before are kept: make room"
+        raise OSError(error.errno, f"{what}, and run again to go on", str(path)) from error
 
 
 def save_outputs(folder: Path, key: bytes, outputs: list[np.ndarray]) -> None:

@@ -16,7 +16,13 @@ from mapjax._progress import progress_bar
 from mapjax._result import Samples
 from mapjax._types import widened
 from mapjax.evaluation._evaluator import Evaluator
-from mapjax.evaluation._files import check_path, load_outputs, read_lines, save_outputs
+from mapjax.evaluation._files import (
+    append_lines,
+    check_path,
+    load_outputs,
+    read_lines,
+    save_outputs,
+)
 from mapjax.evaluation._problem import Problem
 from mapjax.evaluation._program import Kind
 
@@ -263,17 +269,11 @@ class Recorder:
         for key, _ in part if self.shapes is not None else ():
             save_outputs(self._folder(self.path), key, self._outputs[key])
         new = not self.path.exists() or self.path.stat().st_size == 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            if new:
-                file.write(json.dumps(self._header()) + "\n")
-            for (_, row), score in zip(part, scores, strict=True):
-                line = {"coefficients": row.tolist(), "scores": score.tolist()}
-                if self.run is not None:
-                    line["run"] = self.run
-                file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        lines = [self._header()] if new else []
+        for (_, row), score in zip(part, scores, strict=True):
+            line = {"coefficients": row.tolist(), "scores": score.tolist()}
+            lines.append(line if self.run is None else line | {"run": self.run})
+        append_lines(self.path, lines)
 
     def _folder(self, path: Path) -> Path:
         kind = "jacobian" if self._kind == "jacobian" else "outputs"

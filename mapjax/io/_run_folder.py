@@ -84,7 +84,7 @@ class RunFolder:
         text = _read(self.path / "run.json")
         try:
             notes = json.loads(text or "")
-            if notes["format"] != _FORMAT:
+            if notes["format"] != _FORMAT or not isinstance(notes["versions"], dict):
                 raise ValueError
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -202,7 +202,14 @@ class RunFolder:
     def _check_same(
         self, config: str | None, notes: dict[str, Any], may_change: Collection[str]
     ) -> None:
-        old, new = (tomllib.loads(text or "") for text in (self.config, config))
+        new = tomllib.loads(config or "")
+        try:
+            old = tomllib.loads(self.config or "")
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path / 'config.toml'} is damaged: {error}. Put back what the run was "
+                "begun with, or pass another folder."
+            ) from error
         pairs = {n: (old.get(n), new.get(n)) for n in sorted(old.keys() | new.keys())}
         other = {n: pair for n, pair in pairs.items() if repr(pair[0]) != repr(pair[1])}
         noted, here = self.notes, str(self.path.resolve())
