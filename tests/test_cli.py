@@ -49,6 +49,14 @@ def test_a_dry_run_writes_nothing(capsys, files):
     assert sorted(files.iterdir()) == before
 
 
+def test_paths_in_the_home_folder(capsys, files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    paths = ["~/base.safetensors", "~/mnist.safetensors", "--output=~/merged.safetensors"]
+    run(capsys, "merge", *paths, "--coefficients=-1", "--json")
+    assert (files / "merged.safetensors").exists()
+    assert not (files / "~").exists()
+
+
 def test_merge_writes_another_dtype(capsys, files):
     run(capsys, "merge", *NAMES, "-o", "out.safetensors", "--dtype", "bfloat16")
     assert mapjax.io.load("out.safetensors")["layer.w"].dtype == ml_dtypes.bfloat16

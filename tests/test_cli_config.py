@@ -59,6 +59,14 @@ def test_a_whole_configuration():
     assert absolute.output == Path("/run")
 
 
+def test_paths_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = {"output": '"~/run"', "base": '"~/b.npz"', "experts": '["~/a.npz", "~/b.npz"]'}
+    config = read_config(text_of(GOOD | paths), HERE)
+    assert (config.output, config.base) == (tmp_path / "run", tmp_path / "b.npz")
+    assert list(config.experts.values()) == [tmp_path / "a.npz", tmp_path / "b.npz"]
+
+
 def test_every_option_is_an_argument_of_its_drivers():
     import inspect
 

@@ -4,6 +4,7 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,9 @@ def read_config(text: str, folder: Path) -> Config:
         experts = {f"expert_{i}": path for i, path in enumerate(experts)}
     config = Config(
         text=text,
-        output=folder / given["output"],
-        base=folder / given["base"] if "base" in given else None,
-        experts={name: folder / path for name, path in experts.items()},
+        output=folder / expanduser(given["output"]),
+        base=folder / expanduser(given["base"]) if "base" in given else None,
+        experts={name: folder / expanduser(path) for name, path in experts.items()},
         evaluator=given["evaluator"],
         driver=driver,
         num_coefficients=given.get("num_coefficients"),

@@ -1,6 +1,7 @@
 """Commands, and what a user sees when one fails."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -34,8 +35,8 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 if an argument is wrong, 1 if a package is missing or the
             command fails, 130 after Ctrl-C, and a sentence on the standard error stream.
     """
-    args = sys.argv[1:] if args is None else args
-    if list(args) == ["--version"]:
+    args = [_at_home(arg) for arg in (sys.argv[1:] if args is None else args)]
+    if args == ["--version"]:
         print(f"mapjax {metadata.version('mapjax')}")
         return
     try:
@@ -73,6 +74,12 @@ def _load(name: str) -> Callable[..., Any]:
 
 def _unused() -> None:
     """Stand for a command that is not run."""
+
+
+def _at_home(arg: str) -> str:
+    """Expand ~, also where shells do not: in --output=~/merged."""
+    option, equals, value = arg.partition("=") if arg.startswith("-") else ("", "", arg)
+    return option + equals + os.path.expanduser(value)
 
 
 def _fail(message: str, code: int) -> None:
