@@ -49,6 +49,15 @@ def test_an_overflow_by_rounding_ends_the_merge(tmp_path, value, dtype, how):
     assert np.isfinite(mio.load(out)["w"]).all()
 
 
+def test_a_folder_is_not_given_the_name_of_a_file(tmp_path):
+    (tmp_path / "base").mkdir()
+    base = write(tmp_path / "base" / "model.safetensors", w=np.ones(2))
+    out = tmp_path / "merged.safetensors"
+    with pytest.raises(ValueError, match=r"makes a folder: pass .*merged, or convert"):
+        mio.merge_files(tmp_path / "base", [base], out, [0.5])
+    assert not out.exists()
+
+
 def test_quantised_checkpoints_are_not_merged(tmp_path):
     for i in range(2):
         codes = np.full((4, 8), i, np.int8)

@@ -170,6 +170,12 @@ def _output(inputs: Inputs, output: Path) -> tuple[Shards, dict[str, Form]]:
             f"`output` is {output}, but a base in one file makes one .safetensors file: pass "
             "a path that ends so."
         )
+    if shards.folder and output.suffix == ".safetensors":
+        raise ValueError(
+            f"`output` is {output}, but a base that is a folder makes a folder: pass "
+            f"{output.with_suffix('')}, or convert the base first, `mapjax.io.save("
+            "'base.safetensors', mapjax.io.load(folder))`, to get a file."
+        )
     forms = {
         name: (info.shape, inputs.rounded(name))
         for name, info in inputs.base.tensors.items()
