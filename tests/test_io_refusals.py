@@ -49,6 +49,18 @@ def test_an_overflow_by_rounding_ends_the_merge(tmp_path, value, dtype, how):
     assert np.isfinite(mio.load(out)["w"]).all()
 
 
+def test_files_that_macos_puts_beside_others_are_not_read(tmp_path):
+    for name in ("model.safetensors", "model.safetensors.index.json", "config.json"):
+        (tmp_path / f"._{name}").write_bytes(b"\0\5\x16\7")
+    with pytest.raises(ValueError, match="folder without a checkpoint"):
+        mio.load(tmp_path)
+    write(tmp_path / "model.safetensors", w=np.ones(2))
+    (tmp_path / "config.json").write_text("{}")
+    mio.save(tmp_path / "copy", mio.load(tmp_path), like=tmp_path)
+    names = sorted(file.name for file in (tmp_path / "copy").iterdir())
+    assert names == ["config.json", "model.safetensors"]
+
+
 def test_a_folder_is_not_given_the_name_of_a_file(tmp_path):
     (tmp_path / "base").mkdir()
     base = write(tmp_path / "base" / "model.safetensors", w=np.ones(2))

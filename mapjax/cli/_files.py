@@ -96,7 +96,7 @@ def stamp(path: Path) -> list[list[int]]:
     """
     folder = path if path.is_dir() else path.parent
     sharded = path.is_dir() or path.suffix == ".json"
-    files = sorted(folder.rglob("*.safetensors")) if sharded else [path]
+    files = sorted(folder.rglob("[!.]*.safetensors")) if sharded else [path]
     return [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

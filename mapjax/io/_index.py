@@ -9,6 +9,9 @@ from mapjax.io._header import unique_pairs
 INDEX_SUFFIX = ".safetensors.index.json"
 """How the name of an index ends."""
 
+SHOWN = "[!.]*"
+"""Names that are not hidden, as those are that macOS puts beside files (`._model`)."""
+
 _LONGEST_INDEX = 100_000_000
 
 
@@ -26,14 +29,14 @@ def read_index(
             missing.
     """
     if path.is_dir():
-        indices = sorted(path.glob("*" + INDEX_SUFFIX))
+        indices = sorted(path.glob(SHOWN + INDEX_SUFFIX))
         if len(indices) > 1:
             raise ValueError(
                 f"{path} has several indices, {[i.name for i in indices]}: pass the path of "
                 "one of them."
             )
         if not indices:
-            files = sorted(path.glob("*.safetensors"))
+            files = sorted(path.glob(SHOWN + ".safetensors"))
             return None, [inside(path, file.name, path) for file in files], None, {}
         path = indices[0]
     elif not path.name.endswith(".json"):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mapjax.io._index import INDEX_SUFFIX
+from mapjax.io._index import INDEX_SUFFIX, SHOWN
 from mapjax.io._msgpack import MsgpackCheckpoint
 from mapjax.io._npz import NpzCheckpoint
 from mapjax.io._orbax import OrbaxCheckpoint, find_tree, is_orbax
@@ -109,7 +109,7 @@ def recognise(path: Path) -> str:
 
 
 def _recognise_folder(path: Path) -> str:
-    if any(path.glob("*.safetensors")) or any(path.glob("*" + INDEX_SUFFIX)):
+    if any(any(path.glob(SHOWN + end)) for end in (".safetensors", INDEX_SUFFIX)):
         return "safetensors"
     if is_orbax(path):
         return "orbax"

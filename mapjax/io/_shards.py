@@ -11,7 +11,7 @@ import numpy as np
 
 from mapjax._atomic import check_free, check_space, new_file, new_folder, write_at
 from mapjax.io._header import lay_out
-from mapjax.io._index import INDEX_SUFFIX, inside
+from mapjax.io._index import INDEX_SUFFIX, SHOWN, inside
 from mapjax.io._safetensors import SafetensorsCheckpoint
 from mapjax.io._tensor import AbstractCheckpoint, as_bytes
 
@@ -138,7 +138,7 @@ def _write_index(folder: Path, shards: Shards, tensors: Mapping[str, Form]) -> N
 def _beside(root: Path) -> list[Path]:
     """List the small text files of a Hugging Face folder, none from outside of it."""
     found = []
-    for file in sorted(root.iterdir()):
+    for file in sorted(root.glob(SHOWN)):
         wanted = file.suffix in _BESIDE and not file.name.endswith(INDEX_SUFFIX)
         if wanted and file.is_file() and file.stat().st_size <= _LARGEST_BESIDE:
             with contextlib.suppress(ValueError):
