@@ -49,7 +49,8 @@ def new_file(path: Path, nbytes: int = 0) -> Iterator[BinaryIO]:
     """Open a file that takes its name only when it is complete and on the disk.
 
     Args:
-        path: The final name; a file that has it is replaced at the end.
+        path: The final name; a file that has it is replaced at the end, and of a link what
+            it leads to.
         nbytes: How many bytes will be written: reserved at once, so that a full disk is
             noticed before the work and not in the middle.
 
@@ -57,6 +58,7 @@ def new_file(path: Path, nbytes: int = 0) -> Iterator[BinaryIO]:
         OSError: If it cannot be written. Nothing is left behind, and a file that had the
             name before stays as it was.
     """
+    given, path = path, Path(os.path.realpath(path))
     check_space(path, nbytes)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)
@@ -68,7 +70,10 @@ def new_file(path: Path, nbytes: int = 0) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         # A hash of what stood here before would call the new file damaged.
-        path.with_name(path.name + SIDECAR).unlink(missing_ok=True)
+        for named in {given, path}:
+            sidecar = named.with_name(named.name + SIDECAR)
+            if os.path.exists(sidecar):  # which a name that is too long does not
+                sidecar.unlink()
         part.replace(path)
         sync_folder(path.parent)
     except BaseException:
@@ -154,7 +159,8 @@ def _reserve(file: BinaryIO, nbytes: int) -> None:
 
 
 def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    stem = os.fsdecode(os.fsencode(path.name)[:200])  # a name has 255 bytes at most
+    return path.with_name(f".{stem}.{secrets.token_hex(4)}.part")
 
 
 @contextlib.contextmanager

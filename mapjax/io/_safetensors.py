@@ -74,7 +74,7 @@ class SafetensorsCheckpoint(AbstractCheckpoint):
         """
         for each in self.files:
             sidecar = each.with_name(each.name + SIDECAR)
-            if sidecar.exists():
+            if os.path.exists(sidecar):  # no error of a name that is too long
                 check_hash(each, sidecar)
 
     def close(self) -> None:
