@@ -124,6 +124,12 @@ def check_same_leaves(base: list[Leaf], expert: list[Leaf], name: str) -> None:
 
 def _hint(missing: list[str], extra: list[str], name: str) -> str:
     """Guess what made two trees differ, from the key paths that only one of them has."""
+    if any("lora_" in path.lower() for path in extra):
+        return (
+            "It holds LoRA adapters, which are no parameters of the base: make task vectors of "
+            "them by `mapjax.from_lora`, or add each to the base and save that (PEFT's "
+            "`merge_and_unload`)."
+        )
     flat = None
     if set(missing) & _nested(extra):
         flat = f"expert {name!r}"

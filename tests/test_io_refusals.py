@@ -61,6 +61,35 @@ def test_files_that_macos_puts_beside_others_are_not_read(tmp_path):
     assert names == ["config.json", "model.safetensors"]
 
 
+def test_adapters_as_an_expert_are_told_from_parameters(tmp_path):
+    base = write(tmp_path / "base.safetensors", w=np.ones((2, 2)))
+    lora = write(tmp_path / "lora.npz", **{"w.lora_A.weight": [[1, 2]]})
+    with pytest.raises(
+        ValueError, match=r"has w\.lora_A.* make task .* `mapjax\.from_lora`"
+    ):
+        mio.merge_files(base, [lora], tmp_path / "out.safetensors", [0.5])
+
+
+def test_the_format_of_a_file_is_no_tied_tensor(tmp_path):
+    path = tmp_path / "x.safetensors"
+    arrays = {"pt": np.ones(2, np.float32)}
+    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
+    assert_same(mio.load(path), arrays)
+
+
+def test_a_name_with_a_nul_is_refused(tmp_path):
+    for suffix in (".safetensors", ".npz", ".msgpack"):
+        with pytest.raises(ValueError, match=r"name 'a\\x00b' holds a NUL"):
+            write(tmp_path / f"x{suffix}", **{"a\0b": np.ones(2)})
+
+
+def test_dots_and_slashes_in_one_checkpoint_are_told_apart(tmp_path):
+    path = write(tmp_path / "x.safetensors", **{"a.b": np.ones(2), "a/b": np.zeros(2)})
+    assert_same(mio.load(path, like=mio.load(path)), mio.load(path))
+    mio.save(tmp_path / "y.safetensors", mio.load(path), like=path)
+    assert_same(mio.load(tmp_path / "y.safetensors"), mio.load(path))
+
+
 def test_a_folder_is_not_given_the_name_of_a_file(tmp_path):
     (tmp_path / "base").mkdir()
     base = write(tmp_path / "base" / "model.safetensors", w=np.ones(2))

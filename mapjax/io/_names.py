@@ -18,7 +18,7 @@ def flatten(tree: PyTree, *, separator: str = ".") -> dict[str, Any]:
     Numbers become arrays of shape (); arrays stay where they are, on a device or not.
 
     Raises:
-        ValueError: If a leaf is no array or two have the same name.
+        ValueError: If a leaf is no array, or two have the same name or one with a NUL.
     """
     named: dict[str, Any] = {}
     for path, leaf in jtu.tree_leaves_with_path(tree):
@@ -32,6 +32,10 @@ def flatten(tree: PyTree, *, separator: str = ".") -> dict[str, Any]:
                 f"{'' if dtype is None else f' of {dtype}'}, not an array of numbers. Keep it "
                 "out of the tree, for example with `equinox.partition`, and give random keys "
                 "as `jax.random.key_data`."
+            )
+        if "\0" in name and separator != "\0":
+            raise ValueError(
+                f"The name {name!r} holds a NUL, which no file keeps. Rename it."
             )
         if not name:
             raise ValueError("The tree is a single array: pass a dict that names it.")
@@ -97,14 +101,16 @@ def select(names: Mapping[str, Any], item: str, where: str) -> dict[str, str]:
 def match(
     wanted: Iterable[str], names: Iterable[str]
 ) -> tuple[dict[str, str], list[str], list[str]]:
-    """Find the partner of each name, where "." and "/" are the same.
+    """Find the partner of each name: itself, or else one where "." and "/" are the same.
 
     Returns:
         From the wanted names, in their order, to the others; wanted names without a
         partner; and other names that nobody wanted.
     """
-    spelled = {name.replace("/", "."): name for name in names}
-    found = {name: spelled.pop(name.replace("/", "."), "") for name in wanted}
+    wanted, names = list(wanted), list(names)
+    same = set(wanted) & set(names)
+    spelled = {n.replace("/", "."): n for n in names if n not in same}
+    found = {n: n if n in same else spelled.pop(n.replace("/", "."), "") for n in wanted}
     missing = [name for name, other in found.items() if not other]
     return (
         {n: other for n, other in found.items() if other},

@@ -45,11 +45,12 @@ class SafetensorsCheckpoint(AbstractCheckpoint):
                 self._offsets |= {n: (handle, at) for n, at in offsets.items()}
             _check_places(self.index, places, self.tensors)
             self._stack = stack.pop_all()
-        # `safetensors.torch.save_model` notes tied tensors so, and so does `save`.
+        # `safetensors.torch.save_model` notes tied tensors so, and so does `save`. That a
+        # file's "format" is "pt" is no tie, though a tensor be called "pt".
         self.aliases = {
             name: kept
             for name, kept in self.metadata.items()
-            if kept in self.tensors and name not in self.tensors
+            if kept in self.tensors and name not in (*self.tensors, "format")
         }
 
     def read_into(self, name: str, start: int, out: np.ndarray) -> None:
