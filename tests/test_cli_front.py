@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli_tools import BASE, EXPERTS, NAMES, files, run, run_json
@@ -15,7 +16,10 @@ from plot_tools import make_solution
 import mapjax as mj
 import mapjax.io
 from mapjax.cli import main
+from mapjax.cli._config import read_config
 from mapjax.cli._files import stamp
+from mapjax.cli._front import _load
+from mapjax.cli._rules import merge_arguments
 from mapjax.evaluation import _files
 from mapjax.io import RunFolder
 
@@ -128,6 +132,22 @@ def finished(configured):
         )
         run.save(make_solution(2, surrogate=None))
     return configured
+
+
+@pytest.mark.parametrize("rule", ["linear", "ties"])
+def test_what_is_evaluated_is_what_files_are_merged_to(rule, files):
+    paths = [files / name for name in NAMES]
+    for path in paths:
+        tensors = mapjax.io.load(path)
+        half = {n: x.astype(jnp.bfloat16) for n, x in tensors.items() if n != "steps"}
+        mapjax.io.save(path, tensors | half)
+    config = CONFIG.replace('"ties", density = 0.5', f'"{rule}"')
+    config = read_config(config, files)
+    merged = mj.merge(_load(config), [0.3, 0.6])
+    out = files / "m.safetensors"
+    how = merge_arguments(config.rule)
+    mapjax.io.merge_files(paths[0], paths[1:], out, [0.3, 0.6], **how)
+    jax.tree.map(np.testing.assert_array_equal, merged, mapjax.io.load(out, separator="."))
 
 
 def test_a_run_that_moved_with_its_checkpoints_is_picked_from(capsys, finished):

@@ -43,6 +43,8 @@ def front(
     list of mapjax.Task, or a function from coefficients [candidates, experts] to scores
     [candidates, tasks]. With num_coefficients = N it is such a function itself. Let
     transform = { name = "ties", density = 0.2 } edit the vectors, and not the evaluator.
+    Vectors are in float32 at least, whatever the checkpoints: four bytes per parameter and
+    expert.
 
     Further keys: driver ("map", "bayesian" or "nested"), seed, bounds (a pair or "simplex"),
     directions, transform, separator ("." nests the names of tensors into dicts), and the
@@ -204,6 +206,8 @@ def _evaluator(config: Config, function: Any) -> tuple[Any, dict[str, Any], bool
 
 
 def _load(config: Config) -> Any:
+    import jax.numpy as jnp
+
     import mapjax as mj
     from mapjax.io import load
 
@@ -214,7 +218,9 @@ def _load(config: Config) -> Any:
             for path in (config.base, *config.experts.values())
         )
         named = dict(zip(config.experts, experts, strict=True))
-        return edit(mj.TaskVectors.from_params(base, named), config.rule)
+        # As files are merged: differences of half precision would be rounded before the sum.
+        vectors = mj.TaskVectors.from_params(base, named, dtype=jnp.float32)
+        return edit(vectors, config.rule)
 
 
 def _kept(samples: Path) -> int:
