@@ -243,6 +243,18 @@ def test_spheres_fall_back_to_lines():
     )
 
 
+def test_opposite_experts_are_averaged_on_any_sphere():
+    x = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    tv = mj.TaskVectors({"w": jnp.zeros(64), "b": jnp.zeros(())}, {}, ("a", "b"))
+    v = {"w": jnp.stack([x, -x]), "b": jnp.array([0.3, -0.2])}
+    rule = rules.multi_slerp(dataclasses.replace(tv, vectors=v))
+    np.testing.assert_allclose(rule([0.6, 0.4])["w"], 0.2 * x, rtol=1e-5)
+    np.testing.assert_allclose(rule([0.6, 0.4])["b"], 0.1, rtol=1e-5)
+    for c in ([0.6, 0.4], [1.0, 0.0], [0.0, 0.0]):
+        for slope in jax.tree.leaves(jax.jacobian(rule)(jnp.array(c))):
+            assert np.isfinite(slope).all()
+
+
 def test_slerp_and_karcher_mean_agree_for_two_of_one_norm():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 40))

@@ -99,7 +99,8 @@ def multi_slerp(task_vectors: TaskVectors) -> MergeRule:
     angles $\sum_i w_i \angle(x, \theta_i)^2$, found by 20 steps
     $x \leftarrow \exp_x(\sum_i w_i \log_x \hat\theta_i)$ from the normalised mean. Its norm
     is $\sum_i w_i \|\theta_i\|$. For two experts of one norm this is `slerp`. Linear where
-    directions cancel; a tensor that is zero has a norm, but no direction.
+    directions cancel, or those of two experts with a weight are opposite; a tensor that is
+    zero has a norm, but no direction.
 
     Needs nothing but the vectors. Costs what `merge` costs: the steps need no more than the
     angles between experts, which are computed once.
@@ -240,10 +241,14 @@ def _karcher_weights(
         return jnp.matmul(cosines, a, precision=HIGHEST)
 
     pull = jnp.where(norms > 0, w, 0)
+    # From one of two opposite directions, every way leads to the other.
+    pair = (pull[:, None] > 0) & (pull > 0)
+    opposite = jnp.any(pair & (cosines < 0) & (1 - cosines**2 <= _NEAREST))
+    cosines = jnp.where(opposite, jnp.eye(len(w), dtype=cosines.dtype), cosines)
     total = jnp.sum(pull)
     pull = pull / jnp.where(total > 0, total, 1)
     length = square(pull)
-    curved = length > _NEAREST
+    curved = (length > _NEAREST) & ~opposite
 
     def step(_: Any, a: Array) -> Array:
         b = dot(a)
