@@ -41,7 +41,10 @@ def singular(
             by default the largest singular value.
     """
     u, s, vt = svd(matrix)
-    tolerance = jnp.finfo(s.dtype).eps * max(matrix.shape[-2:])
+    # Rounding grows with the shorter side, and in the sums along the longer one with its
+    # root; with all of its length, real directions of tall matrices would be lost.
+    short, long = sorted(matrix.shape[-2:])
+    tolerance = jnp.finfo(s.dtype).eps * (short + long**0.5)
     real = s > tolerance * (s[..., :1] if scale is None else scale[..., None])
     keep = real[..., None, :]
     return Singular(jnp.where(keep, u, 0), jnp.where(real, s, 0), jnp.where(keep, vt.mT, 0))

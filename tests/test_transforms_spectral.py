@@ -10,6 +10,7 @@ import reference_spectral as reference
 
 import mapjax as mj
 from mapjax import transforms
+from mapjax._algebra import singular
 from mapjax.transforms import _matrices, _wudi
 
 # Two wide kernels of one shape, a convolution that is a tall one, and a bias.
@@ -244,6 +245,27 @@ def test_twenty_experts():
     assert_close(merged(transforms.iso_cts(tv)), {"a": reference.iso_c(t["a"])}, 1e-3)
     assert_close(merged(transforms.wudi(tv)), {"a": reference.wudi(t["a"], 0.01)}, 1e-3)
     assert_close(merged(transforms.opcm(tv)), opcm_reference(t), 1e-3)
+
+
+@pytest.mark.parametrize("shape", [(20_000, 6), (6, 20_000)])
+def test_long_matrices_keep_their_small_directions(shape):
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(side, 6)))[0] for side in shape)
+    m = (left * np.geomspace(1, 3e-4, 6)) @ right.T
+    tv = mj.TaskVectors.from_params({"w": jnp.zeros(shape)}, [{"w": np.float32(m)}])
+    kept = merged(transforms.tsv(tv))["w"]
+    assert np.linalg.norm(kept - m) < 3e-5  # of values from 1 down to 3e-4
+    flat = np.linalg.svd(merged(transforms.iso_c(tv))["w"], compute_uv=False)
+    np.testing.assert_allclose(flat, np.geomspace(1, 3e-4, 6).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (20_000, 6), (6, 20_000)])
+def test_rounding_is_no_direction(shape):
+    rng = np.random.default_rng(0)
+    for rank in (1, 3):
+        a, b = rng.normal(size=(shape[0], rank)), rng.normal(size=(rank, shape[1]))
+        product = np.float32(a) @ np.float32(b)
+        assert np.sum(np.asarray(singular(jnp.asarray(product)).values) > 0) == rank
 
 
 def test_tasks_without_a_common_direction_are_added():
