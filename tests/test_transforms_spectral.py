@@ -235,6 +235,17 @@ def test_a_single_expert_is_left_alone():
     np.testing.assert_allclose(np.linalg.svd(flat, compute_uv=False), s.mean(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(24, 96), (96, 24)])
+def test_wudi_loses_no_digits_of_updates_with_one_large_direction(shape):
+    rng = np.random.default_rng(0)
+    large = rng.normal(size=(3, shape[0], 1)) @ rng.normal(size=(3, 1, shape[1]))
+    v = np.float32(large + 1e-2 * rng.normal(size=(3, *shape)))
+    for taus, ridge, tolerance in ((v, 1e-2, 2e-4), (v[:1], 1e-6, 1e-6)):
+        tv = mj.TaskVectors.from_params({"w": jnp.zeros(shape)}, [{"w": x} for x in taus])
+        want = reference.wudi(taus.astype(float), ridge)
+        assert_close(merged(transforms.wudi(tv, ridge=ridge)), {"w": want}, tolerance)
+
+
 def test_twenty_experts():
     tv = draw(num_tasks=20, shapes={"a": SHAPES["a"], "bias": SHAPES["bias"]})
     t = parts(tv)

@@ -1,9 +1,10 @@
 """WUDI: the merge that interferes least with what each task's update reads."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from mapjax._algebra import matmul, side_by_side, solve
+from mapjax._algebra import apart, matmul, side_by_side, solve
 from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
@@ -117,21 +118,33 @@ def _wudi(
         n, roots = root_moments(m)
         # Every S_i has trace one, or zero where there is no update. A penalty below the
         # rounding of the largest eigenvalue would not make the matrix definite.
-        trace = jnp.maximum(jnp.sum(n > 0), 1)
+        trace = jnp.maximum(jnp.sum(n > 0), 1).astype(m.dtype)
         least = 4 * jnp.finfo(m.dtype).eps
         epsilon = jnp.maximum(ridge.astype(m.dtype) / num_inputs, least) * trace
-        a = side_by_side(roots)
+        # Less what the others do: tau_i - (S + e)^-1 (S - S_i) tau_i, with S the sum, rounds
+        # no update away, and not at all where it meets none.
         if num_inputs <= num_tasks * num_outputs:
-            own = matmul(roots, matmul(roots.mT, m)) + epsilon * m  # (S_i + e) tau_i
-            return solve(matmul(a, a.T) + epsilon * jnp.eye(len(a), dtype=m.dtype), own)
-        # With A A' the sum of all S: (A A' + e)^-1 A F = A (A' A + e)^-1 F, and S_i + e
-        # times tau_i is A F with an F that is zero but for the block of task i.
-        penalty = epsilon * jnp.eye(num_outputs, dtype=m.dtype)
-        blocks = matmul(roots.mT, m) + jnp.sqrt(n)[:, None, None] * penalty
-        f = jnp.eye(num_tasks, dtype=m.dtype)[:, :, None, None] * blocks[:, None]
-        f = f.reshape(num_tasks, num_tasks * num_outputs, num_outputs)
+
+            def meet(moments: Array, task: tuple[Array, Array]) -> tuple[Array, Array]:
+                root, update = task
+                return moments + matmul(root, root.T), matmul(moments, update)
+
+            # Those before a task and those after it: a difference would lose digits.
+            start = jnp.zeros_like(m, shape=(num_inputs, num_inputs))
+            total, earlier = lax.scan(meet, start, (roots, m))
+            _, later = lax.scan(meet, start, (roots, m), reverse=True)
+            penalty = epsilon * jnp.eye(num_inputs, dtype=m.dtype)
+            return m - solve(total + penalty, earlier + later)
+        # With A A' the sum of all S: (A A' + e)^-1 A F = A (A' A + e)^-1 F, and A F is S - S_i
+        # times tau_i with an F of A' tau_i but for zeros in the block of task i.
+        a = side_by_side(roots)
         inner = matmul(a.T, a)
-        return matmul(a, solve(inner + epsilon * jnp.eye(len(inner), dtype=m.dtype), f))
+        f = apart(inner, num_tasks) * jnp.sqrt(n)[:, None, None]
+        f = f.reshape(num_tasks, num_tasks, num_outputs, num_outputs)
+        f = jnp.where(jnp.eye(num_tasks, dtype=bool)[:, :, None, None], 0, f)
+        penalty = epsilon * jnp.eye(len(inner), dtype=m.dtype)
+        f = f.reshape(num_tasks, len(inner), num_outputs)
+        return m - matmul(a, solve(inner + penalty, f))
 
     return edit_matrices(vectors, shapes, edit, mean_parts)
 
