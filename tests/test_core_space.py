@@ -50,6 +50,19 @@ def test_nothing_is_lost_on_the_way(example, space):
     np.testing.assert_allclose(mj.merge(found, c)["dense"], want, atol=1e-4)
 
 
+@pytest.mark.parametrize("space", [core_space, knots])
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_nothing_is_lost_where_factors_differ_in_size(space, size):
+    rng, given = np.random.default_rng(0), {}
+    for name, factor in zip(NAMES, (1.0, size, 0.0), strict=True):
+        a, b = rng.normal(size=(ROWS, RANK)), rng.normal(size=(RANK, COLUMNS))
+        pair = a * factor, b / (factor or 1)
+        given[name] = {"['w']": tuple(x.astype("f") for x in pair)}
+    products = [a.astype(float) @ b for (a, b) in (e["['w']"] for e in given.values())]
+    tv = from_lora({"w": jnp.zeros((ROWS, COLUMNS))}, given)
+    np.testing.assert_allclose(space(tv, same).vectors["w"].dense(), products, atol=1e-5)
+
+
 def numpy_ties(v, density):
     """Trim, elect, and take the mean of those that agree, as TIES says, in parts."""
     flat = v.reshape(len(v), -1)
