@@ -185,7 +185,8 @@ def widen(tau, base, ratio=1.0, score=1.0):
         rows, old = v.reshape(len(v), -1, b.shape[-1]), b.reshape(-1, b.shape[-1])
         new = [old + x for x in rows]
         growth = np.stack([np.abs(length(w) - length(old)) for w in new])
-        turn = np.stack([1 - (w * old).sum(-1) / (length(w) * length(old)) for w in new])
+        both = np.stack([length(w) * length(old) for w in new])
+        turn = 1 - np.stack([(w * old).sum(-1) for w in new]) / np.where(both > 0, both, 1)
         weights = (scores(growth) + scores(turn.round(12))) / 2
         merged.append((weights[..., None] * rows).sum(axis=0).reshape(b.shape))
     return merged

@@ -259,6 +259,17 @@ def test_keys_decide_what_is_dropped():
     assert abs((kept & changed).mean() - 0.09) < 0.023
 
 
+def test_widen_ranks_inputs_of_zeros_alike():
+    rng = np.random.default_rng(0)
+    base, tau = rng.normal(size=(12, 5)), rng.normal(size=(3, 12, 5))
+    base[::2], tau[0, 1] = 0, -base[1]
+    want = reference.widen([tau], [base])[0]
+    for size in (1.0, 3.0, 1e-3, 7.7):
+        b, v = jnp.asarray(size * base, jnp.float32), jnp.asarray(size * tau, jnp.float32)
+        got = transforms.widen(mj.TaskVectors(b, v, ("a", "b", "c"))).vectors.sum(axis=0)
+        np.testing.assert_allclose(got / size, want, atol=1e-5)
+
+
 def test_rules_compose():
     tv = make(3, SHAPES)
     composed = transforms.lines(transforms.ties(tv), alpha=0.25, beta=0.5)

@@ -109,6 +109,8 @@ def _widen(
         (old_magnitude, old), (new_magnitude, new) = _disentangle(old), _disentangle(new)
         # One minus the cosine of unit vectors, without cancellation for close ones.
         turn = jnp.sum((new - old) ** 2, axis=2) / 2
+        # Where a row is zero the cosine is: all such rows turn alike.
+        turn = jnp.where((old_magnitude > 0) & (new_magnitude > 0), turn, 1)
         growth = jnp.abs(new_magnitude - old_magnitude)
         rows = to_matrices(v, shape)
         changed = jnp.any(rows != 0, axis=2)  # else rounding would rank what is equal
