@@ -1,5 +1,6 @@
-"""Decompositions without directions of value zero, and solves for all tasks at once."""
+"""Norms, decompositions without directions of value zero, solves for all tasks at once."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -7,7 +8,11 @@ import jax.scipy.linalg as jsl
 from jax import lax
 from jaxtyping import Array, Float
 
+from mapjax._types import widened
+
 HIGHEST = lax.Precision.HIGHEST
+
+Axes = int | tuple[int, ...]
 
 
 class Singular(NamedTuple):
@@ -79,6 +84,28 @@ def polar(matrix: Float[Array, "... inputs outputs"]) -> Float[Array, "... input
     """Compute the orthogonal factor of the polar decomposition, zero off the range."""
     d = singular(matrix)
     return matmul(d.left, d.right.mT)
+
+
+def largest(x: Array, axis: Axes) -> Array:
+    """Give the largest magnitude along some axes, or one where all numbers are zero.
+
+    Squares of numbers that are divided by it neither overflow nor vanish. The axes stay,
+    with one entry.
+    """
+    top = jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0)
+    return jnp.where(top > 0, top, 1)
+
+
+def norms(x: Array, axis: Axes) -> Array:
+    """Compute Euclidean norms along some axes, of numbers of any size."""
+    unit = largest(x, axis)
+    return jnp.squeeze(unit, axis) * jnp.sqrt(jnp.sum(jnp.abs(x / unit) ** 2, axis=axis))
+
+
+def norms_over(tensors: Sequence[Float[Array, "tasks ..."]]) -> Float[Array, " tasks"]:
+    """Compute the norm of each task's numbers in all tensors together."""
+    each = [norms(widened(v).reshape(len(v), -1), 1) for v in tensors]
+    return norms(jnp.stack(each), 0)
 
 
 def matmul(a: Array, b: Array) -> Array:

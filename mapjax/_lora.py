@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from mapjax import _tree
-from mapjax._algebra import matmul, svd
+from mapjax._algebra import matmul, norms, svd
 from mapjax._checks import check_least
 from mapjax._jit import jit
 from mapjax._low_rank import Factored, LowRank
@@ -328,11 +328,11 @@ def _truncate(parts: Any, rank: int, split: int, like: Array) -> LowRank:
     b = (root[..., None] * right[:, :rank]).astype(like.dtype)
     # Not from the singular values alone: the factors' rounding is lost as well.
     rest = widened(like).reshape(*left.shape[:2], -1) - matmul(widened(a), widened(b))
-    norm = jnp.linalg.norm(values, axis=1)
+    norm = norms(values, 1)
     shape = like.shape[1:]
     return LowRank(
         a.reshape(-1, *shape[:split], rank),
         b.reshape(-1, rank, *shape[split:]),
         jnp.ones_like(norm),
-        jnp.linalg.norm(rest, axis=(1, 2)) / jnp.where(norm > 0, norm, 1.0),
+        norms(rest, (1, 2)) / jnp.where(norm > 0, norm, 1.0),
     )

@@ -185,10 +185,10 @@ def _wudi(
     def edit(w: Float[Array, " tasks"], m: Float[Array, "tasks inputs outputs"]) -> Array:
         num_tasks, num_inputs, num_outputs = m.shape
         mean = weighted_sum(w, m)
-        squares, roots = root_moments(m)
+        norms, roots = root_moments(m)
         # Every S_i has trace one, or zero where there is no update. A penalty below the
         # rounding of the largest eigenvalue would not make the matrix definite.
-        trace = jnp.sum(jnp.where(squares > 0, w, 0))
+        trace = jnp.sum(jnp.where(norms > 0, w, 0))
         least = 4 * jnp.finfo(m.dtype).eps
         epsilon = jnp.maximum(ridge.astype(m.dtype) / num_inputs, least)
         epsilon = epsilon * jnp.where(trace > 0, trace, 1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mapjax._algebra import HIGHEST
+from mapjax._algebra import HIGHEST, largest
 from mapjax._jit import jit
 from mapjax._tensors import base_tensors, sum_tasks, tensors
 from mapjax._types import widened
@@ -156,14 +156,14 @@ def _directions(
         x = x if bases is None else x + bases[i].astype(x.dtype)
         x = _as_columns(x, shape)
         # Divided by the largest first: squares of small numbers would underflow.
-        top = jnp.max(jnp.abs(x), axis=1, initial=0)
-        x = x / jnp.where(top > 0, top, 1)[:, None]
+        unit = largest(x, 1)
+        x = x / unit
         norm = jnp.sqrt(jnp.sum(jnp.abs(x) ** 2, axis=1))
         x = x / jnp.where(norm > 0, norm, 1)[:, None]
         cosine = jnp.einsum("aic,bic->abc", x, x.conj(), precision=HIGHEST).real
         same = jnp.eye(len(x), dtype=bool)[:, :, None]
         cosines.append(jnp.where(same & (norm > 0), 1, jnp.clip(cosine, -1, 1)))
-        norms.append(top * norm)
+        norms.append(unit[:, 0] * norm)
     return jnp.concatenate(norms, axis=-1), jnp.concatenate(cosines, axis=-1)
 
 

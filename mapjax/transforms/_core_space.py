@@ -8,6 +8,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from mapjax import _tree
+from mapjax._algebra import largest
 from mapjax._jit import jit
 from mapjax._low_rank import HIGHEST, LowRank
 from mapjax.task_vectors import TaskVectors
@@ -184,8 +185,7 @@ def _left_basis(factors: Array) -> tuple[Array, Array]:
     """
     # How a difference is split into the sizes of two factors says nothing about it: small
     # factors, with large ones on the other side, would be lost beside those of others.
-    largest = jnp.max(jnp.abs(factors), axis=(1, 2), keepdims=True)
-    factors = factors / jnp.where(largest > 0, largest, 1)
+    factors = factors / largest(factors, (1, 2))
     beside = jnp.moveaxis(factors, 0, 1).reshape(factors.shape[1], -1)
     u, s, _ = jnp.linalg.svd(beside, full_matrices=False)
     return u, s

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mapjax._algebra import matmul, side_by_side, singular
+from mapjax._algebra import matmul, norms, side_by_side, singular
 from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
@@ -94,9 +94,9 @@ def _doge(
     learning_rate: Array,
 ) -> list[Array]:
     def edit(m: Float[Array, "tasks inputs outputs"]) -> Array:
-        norms = jnp.linalg.norm(m, axis=(1, 2))
+        norm = norms(m, (1, 2))
         # An expert like the base has nothing to say, and no norm to be scaled by.
-        weights = jnp.where(norms > 0, scale / jnp.where(norms > 0, norms, 1), 0)
+        weights = jnp.where(norm > 0, scale / jnp.where(norm > 0, norm, 1), 0)
         weights = weights.astype(m.dtype)
         total = jnp.sum(weights[:, None, None] * m, 0)
         basis = _shared_outputs(m, shared)

@@ -6,7 +6,9 @@ from jaxtyping import Array, Float
 from mapjax._algebra import (
     Singular,
     apart,
+    largest,
     matmul,
+    norms,
     polar,
     side_by_side,
     singular,
@@ -118,7 +120,7 @@ def _iso(
         own = min(round((rank - int(rank * common)) / num_tasks), rank // num_tasks)
         shared = singular(jnp.sum(m, 0)).top(rank - num_tasks * own)
         rest = m - matmul(matmul(m, shared.right), shared.right.mT)
-        single = singular(rest, scale=jnp.linalg.norm(m, axis=(1, 2))).top(own)
+        single = singular(rest, scale=norms(m, (1, 2))).top(own)
         mean = (jnp.sum(single.values) + jnp.sum(shared.values)) / rank
 
         u_own, u = _orthogonalise(single.left, shared.left)
@@ -142,6 +144,7 @@ def _shares(
     m: Float[Array, "tasks inputs outputs"], d: Singular
 ) -> Float[Array, "tasks rank"]:
     """Say how much of each direction is each task's."""
+    m = m / largest(m, (0, 1, 2))
     energy = jnp.sum(matmul(m, d.right) ** 2, 1) + jnp.sum(matmul(m.mT, d.left) ** 2, 1)
     total = jnp.sum(energy, 0)
     return jnp.where(total > 0, energy / jnp.where(total > 0, total, 1), 0)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mapjax._algebra import largest, norms, norms_over
 from mapjax._jit import jit
 from mapjax._tensors import (
     edit_each,
@@ -20,7 +21,7 @@ def metagpt(task_vectors: TaskVectors) -> TaskVectors:
     $\tau'_i = \lambda_i \tau_i$ with $\lambda_i = \|\tau_i\|^2 / \sum_j \|\tau_j\|^2$ over
     the whole model, which minimises an upper bound on the mean increase of the losses.
 
-    Needs nothing but the vectors. Costs a Gram matrix of them. A starting point without
+    Needs nothing but the vectors. Costs two passes over them. A starting point without
     tuning where tasks weigh alike; the weights sum to one, so that the front lies beyond
     coefficients of one. Coefficients of one give MetaGPT.
 
@@ -42,14 +43,13 @@ def metagpt(task_vectors: TaskVectors) -> TaskVectors:
         Arithmetic*, EMNLP 2024, arXiv 2406.11385.
     """
     vectors = list(tensors(task_vectors).values())
-    return replace_tensors(task_vectors, _metagpt(vectors, task_vectors.norms()))
+    return replace_tensors(task_vectors, _metagpt(vectors))
 
 
 @jit
-def _metagpt(vectors: list[Array], norms: Array) -> list[Array]:
-    largest = jnp.max(norms)
-    # Relative to the largest, squares neither vanish nor overflow.
-    squares = (norms / jnp.where(largest > 0, largest, 1)) ** 2
+def _metagpt(vectors: list[Array]) -> list[Array]:
+    norm = norms_over(vectors)
+    squares = (norm / largest(norm, 0)) ** 2
     weights = squares / jnp.maximum(jnp.sum(squares), 1)  # 1 at least, or all are zero
     return edit_each(vectors, lambda v: per_task(weights, v).astype(v.dtype) * v)
 
@@ -93,9 +93,8 @@ def model_stock(task_vectors: TaskVectors) -> TaskVectors:
 def _model_stock(vectors: list[Array]) -> list[Array]:
     def edit(v: Array) -> Array:
         n = v.shape[0]
-        squares = jnp.sum(jnp.abs(v) ** 2, axis=range(1, v.ndim))
-        norms = jnp.sqrt(jnp.where(squares > 0, squares, 1))  # an unchanged tensor: cos 0
-        units = v / per_task(norms, v)
+        norm = norms(v.reshape(n, -1), 1)
+        units = v / per_task(jnp.where(norm > 0, norm, 1), v)  # an unchanged tensor: cos 0
         lengths = jnp.sum(jnp.abs(units) ** 2)
         # The square of the sum holds every pair twice, and each vector with itself.
         pairs = jnp.sum(jnp.abs(sum_tasks(units)) ** 2) - lengths

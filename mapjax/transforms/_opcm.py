@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mapjax._algebra import matmul, singular
+from mapjax._algebra import matmul, norms_over, singular
 from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensors
 from mapjax._types import widened
@@ -69,12 +69,8 @@ def _opcm(
         return lax.scan(add, jnp.zeros_like(m[0]), m)[1]
 
     cleaned = edit_matrices(vectors, shapes, edit, lambda v: v)
-    norms = jnp.sqrt(sum(_squares(v.reshape(len(v), -1)) for v in vectors))
     merged = [jnp.sum(widened(v), 0) for v in cleaned]
-    norm = jnp.sqrt(sum(_squares(v.reshape(1, -1)) for v in merged))[0]
-    scale = jnp.where(norm > 0, jnp.mean(norms) / jnp.where(norm > 0, norm, 1), 0)
+    norm = norms_over([v[None] for v in merged])[0]
+    wanted = jnp.mean(norms_over(vectors))
+    scale = jnp.where(norm > 0, wanted / jnp.where(norm > 0, norm, 1), 0)
     return [(widened(v) * scale).astype(v.dtype) for v in cleaned]
-
-
-def _squares(v: Float[Array, "tasks size"]) -> Float[Array, " tasks"]:
-    return jnp.sum(jnp.abs(widened(v)) ** 2, 1)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mapjax._algebra import norms
 from mapjax._jit import jit
 from mapjax._tensors import (
     base_tensors,
@@ -125,5 +126,5 @@ def _disentangle(
     w: Float[Array, "tasks inputs outputs"],
 ) -> tuple[Float[Array, "tasks inputs"], Float[Array, "tasks inputs outputs"]]:
     """Split rows into norms and directions; a row of zeros has the direction zero."""
-    magnitude = jnp.linalg.norm(w, axis=2)
+    magnitude = norms(w, 2)
     return magnitude, w / jnp.where(magnitude > 0, magnitude, 1)[..., None]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mapjax._algebra import apart, matmul, side_by_side, solve
+from mapjax._algebra import apart, matmul, norms, side_by_side, solve
 from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensors
 from mapjax.task_vectors import TaskVectors
@@ -139,7 +139,7 @@ def _wudi(
         # times tau_i with an F of A' tau_i but for zeros in the block of task i.
         a = side_by_side(roots)
         inner = matmul(a.T, a)
-        f = apart(inner, num_tasks) * jnp.sqrt(n)[:, None, None]
+        f = apart(inner, num_tasks) * n[:, None, None]
         f = f.reshape(num_tasks, num_tasks, num_outputs, num_outputs)
         f = jnp.where(jnp.eye(num_tasks, dtype=bool)[:, :, None, None], 0, f)
         penalty = epsilon * jnp.eye(len(inner), dtype=m.dtype)
@@ -175,7 +175,8 @@ def _wudi_descent(
 
 
 def root_moments(m: Array) -> tuple[Array, Array]:
-    """Compute squared norms, and each update divided by its norm, whose square is S_i."""
-    n = jnp.sum(m**2, (1, 2))
-    root = jnp.sqrt(jnp.where(n > 0, n, 1))
-    return n, m / root[:, None, None]  # an expert like the base weighs nothing
+    """Compute norms, and each update divided by its norm, whose square is S_i."""
+    n = norms(m, (1, 2))
+    return n, m / jnp.where(n > 0, n, 1)[
+        :, None, None
+    ]  # an expert like the base weighs nothing
