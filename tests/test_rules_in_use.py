@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_rules as reference
 from test_rules import RULES, draw, leaves, make
 
 import mapjax as mj
+from mapjax import rules
 from mapjax._group import group
 
 
@@ -34,6 +36,15 @@ def test_derivatives_are_finite_and_right(rule):
     assert np.isfinite(gradients).all()
     numeric = (values[1 : n + 1] - values[n + 1 : 2 * n + 1]) / 2e-2
     np.testing.assert_allclose(gradients[0], numeric, rtol=2e-2, atol=5e-2)
+
+
+def test_fisher_weights_beside_those_of_an_expert_without_a_weight():
+    tv = mj.TaskVectors(jnp.zeros(3), jnp.arange(9.0).reshape(3, 3), ("a", "b", "c"))
+    f = np.array([[1e-3, 2.0, 0.0], [3e-3, 1e-6, 1e-5], [1e38, 1e38, 1e38]])
+    rule = rules.fisher_mean(tv, list(np.float32(f)))
+    want = reference.fisher_mean(np.arange(9.0).reshape(3, 3), [0.4, 0.6, 0.0], f)
+    np.testing.assert_allclose(rule([0.4, 0.6, 0.0]), want, rtol=1e-5)
+    assert np.isfinite(jax.jacobian(rule)(jnp.array([0.4, 0.6, 0.0]))).all()
 
 
 @pytest.mark.parametrize("rule", ["multi_slerp", "regmean_mean"])
