@@ -33,8 +33,8 @@ def edit_each(
     Args:
         vectors: Of each tensor `[coefficients, ...]`, the values of `tensors`.
         edit: From vectors in float32 at least, and one entry of each of `others`, to vectors
-            of the same shape. The result is rounded to the vectors' own dtype. Tensors
-            without entries are not edited.
+            of the same shape. The result is rounded to the vectors' own dtype, and infinite
+            where that is float16 and too narrow. Tensors without entries are not edited.
         *others: What else belongs to each tensor.
     """
     return [

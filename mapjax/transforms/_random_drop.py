@@ -28,6 +28,9 @@ def dare(task_vectors: TaskVectors, *, density: float = 0.1, key: PRNGKey) -> Ta
     as `ties(dare(task_vectors, key=key))` does. Coefficients of one give the sum of the
     sparse vectors, DARE with task arithmetic at a scale of one.
 
+    In float16, what is divided by its probability may overflow: keep such vectors wider,
+    with `TaskVectors.from_params(..., dtype=jnp.float32)`.
+
     Args:
         task_vectors: The base and the vectors.
         density: The probability of keeping an entry, in (0, 1]; the paper drops 90 %.
@@ -84,6 +87,9 @@ def della(
     one give DELLA with a scale of one. The paper ranks the entries of each output neuron
     apart; here they are ranked within the tensor, whatever its layout, and magnitudes that
     agree to 0.4 % share their mean rank.
+
+    In float16, what is divided by its probability may overflow: keep such vectors wider,
+    with `TaskVectors.from_params(..., dtype=jnp.float32)`.
 
     Args:
         task_vectors: The base and the vectors.
