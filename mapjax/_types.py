@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
@@ -41,4 +42,7 @@ def wide(dtype: Any, other: Any = jnp.float32) -> np.dtype:
         return jnp.dtype(dtype if dtype == other else jnp.bfloat16)
     if any(small):
         return jnp.dtype(other if small[0] else dtype)
-    return jnp.dtype(jnp.promote_types(dtype, other))
+    with jax.numpy_dtype_promotion(
+        "standard"
+    ):  # this is explicit, however strict users are
+        return jnp.dtype(jnp.promote_types(dtype, other))

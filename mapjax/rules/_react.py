@@ -234,8 +234,10 @@ def _last_layer(
         twice = [leaf.value for leaf in leaves]
         twice[place] = 2 * twice[place]
         bias = _bias(predict, _tree.rebuild(params, twice), some, outputs.shape[1])
-        product = _features(predict, params, place, turned, some) @ kernel
-        product = product + (0 if bias is None else leaves[bias].value)
+        features = widened(_features(predict, params, place, turned, some))
+        product = features @ kernel.astype(features.dtype)
+        if bias is not None:
+            product = product + jnp.asarray(leaves[bias].value, product.dtype)
         off = jnp.max(jnp.abs(widened(outputs) - product))
         close = max(1e-3, 8 * float(jnp.finfo(outputs.dtype).eps))
         if off <= close * jnp.max(jnp.abs(outputs)):

@@ -146,7 +146,7 @@ class AbstractPreferenceRule(eqx.Module):
                 f"{names}: pass one number for each, shape ({len(names)},). For a batch, "
                 "use jax.vmap(rule)(coefficients)."
             )
-        return self.merge(to_simplex(jnp.asarray(preference)))
+        return self.merge(to_simplex(widened(jnp.asarray(preference))))
 
 
 def dense(task_vectors: TaskVectors) -> TaskVectors:

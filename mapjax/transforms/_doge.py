@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 from mapjax._algebra import matmul, norms, side_by_side, singular
 from mapjax._jit import jit
 from mapjax._tensors import replace_tensors, tensors
+from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import (
     check_density,
@@ -114,7 +115,7 @@ def _doge(
     matrices = [i for i, shape in enumerate(shapes) if shape is not None]
     least = thresholds([vectors[i] for i in matrices], kept)
     for i, t in zip(matrices, least, strict=True):
-        edited[i] = jnp.where(jnp.abs(vectors[i]) >= t, edited[i], 0)
+        edited[i] = jnp.where(jnp.abs(widened(vectors[i])) >= t, edited[i], 0)
     return edited
 
 

@@ -188,7 +188,7 @@ def standings(
     kinds = (bits >> (31 - _DIGIT)).astype(jnp.int32)  # but for the sign, which is zero
     # Sorts are quick where many threads that count in one place are not.
     number = lax.platform_dependent(kinds, cpu=_histogram, default=_sorted_histogram)
-    below = jnp.cumsum(number) - number
+    below, number = (n.astype(jnp.float32) for n in (jnp.cumsum(number) - number, number))
     return (below + number / 2) / max(1, sizes.size), kinds
 
 
