@@ -111,7 +111,7 @@ def frank_wolfe(
 ) -> Solution:
     r"""Step again and again towards the expert that lowers the loss fastest (Frank-Wolfe).
 
-    From the base, or the uniform mixture for a rule of which only proportions matter, step
+    From the base, or the uniform mixture for the rules of `mapjax.rules`, step
     $k = 0, 1, \dots$ goes $\gamma_k = 2 / (k + 2)$ of the way to the expert with the least
     $\partial L / \partial c_i$, which for a linear merge is $\langle \nabla L, \tau_i
     \rangle$: $c \leftarrow (1 - \gamma_k) c + \gamma_k e_i$.
@@ -138,7 +138,7 @@ def frank_wolfe(
     """
     _check(evaluator, loss, key, num_steps, batch_size)
     n, c = len(evaluator.expert_names), jnp.zeros(evaluator.num_coefficients)
-    if isinstance(evaluator.bounds, str):  # where all are zero, no proportion is better
+    if hasattr(evaluator.rule, "bounds"):  # not linear: at zero all experts are alike
         c = jnp.full_like(c, 1 / n)
     how = (jax.tree_util.Partial(_vertex, n), (), jnp.zeros(()))
     return _tune(evaluator, c, how, loss, num_steps, batch_size, key, progress)

@@ -47,6 +47,16 @@ def test_fisher_weights_beside_those_of_an_expert_without_a_weight():
     assert np.isfinite(jax.jacobian(rule)(jnp.array([0.4, 0.6, 0.0]))).all()
 
 
+def test_scaled_rules_leave_the_base_towards_the_equal_mixture():
+    made = make("fisher_mean")
+    scaled, zero = made.scaled(), jnp.zeros(3)
+    jax.tree.map(np.testing.assert_array_equal, scaled(zero), made.task_vectors.base)
+    slopes, base = leaves(jax.jacobian(scaled)(zero)), leaves(made.task_vectors.base)
+    for path, mixture in leaves(made(jnp.ones(3))).items():
+        want = np.repeat((mixture - base[path])[..., None], 3, axis=-1)
+        np.testing.assert_allclose(slopes[path], want, atol=1e-5)
+
+
 @pytest.mark.parametrize("rule", ["multi_slerp", "regmean_mean"])
 def test_groups_have_weights_of_their_own(rule):
     """Each group is merged as if the whole model had its coefficients."""

@@ -299,18 +299,37 @@ def test_frank_wolfe_chooses_an_expert_for_each_group(key):
     np.testing.assert_allclose(c, np.repeat([[1.0], [0.0]], 10, axis=1), atol=1e-6)
 
 
-def test_frank_wolfe_of_a_rule_of_proportions_begins_where_they_matter(key):
+@pytest.mark.parametrize("scaled", [False, True])
+def test_frank_wolfe_of_a_rule_of_proportions_begins_where_they_matter(scaled, key):
     tv = opposite_experts()
     swapped = mj.TaskVectors.from_params(
         tv.base, [jax.tree.map(lambda v, i=i: v[i], tv.vectors) for i in (1, 0)]
     )
+    rule = mj.rules.weighted_average(swapped)
     found = frank_wolfe(
-        score_opposites(mj.rules.weighted_average(swapped)),
+        score_opposites(rule.scaled() if scaled else rule),
         key=key,
         num_steps=1,
         loss=mj.metrics.cross_entropy,
     )
     np.testing.assert_allclose(found.front.coefficients, [[0.0, 1.0]], atol=1e-6)
+
+
+def test_adamerging_of_a_scaled_rule_leaves_the_base(key):
+    tv = mj.TaskVectors(jnp.asarray(BASE), jnp.asarray(VECTORS), NAMES)
+    scorer = mj.Evaluator(mj.rules.weighted_average(tv).scaled(), evaluator().tasks)
+    found = adamerging(
+        scorer,
+        key=key,
+        num_steps=30,
+        learning_rate=0.02,
+        start=0.0,
+        loss=mj.metrics.cross_entropy,
+        batch_size=24,
+    )
+    assert found.stats["losses"][-1] < 0.9 * found.stats["losses"][0]
+    right, also_right, neither = found.pick()  # there are two tasks
+    assert min(right, also_right) > max(neither, 0.2)
 
 
 def test_one_task_is_refused_before_any_step(key):

@@ -77,7 +77,7 @@ class MergeRule(eqx.Module):
         $\theta(c) = \theta_0 + (\sum_i c_i) (\text{rule}(c) - \theta_0)$: the same merges
         where coefficients sum to one, and continuous at zero. Over a box this is the wider
         family, and the one that a surrogate can follow; it holds merges beyond the mean,
-        as task arithmetic does.
+        as task arithmetic does. At zero the derivative is that towards equal coefficients.
 
         Returns:
             The rule with the same experts.
@@ -160,6 +160,10 @@ def _merge(rule: MergeRule, c: Array) -> PyTree:
     c = widened(c)
     c = jnp.where(c < 0, 0, c)  # which keeps NaN
     w, total = _proportions(c)
+    if (
+        rule.scales
+    ):  # at zero the change is of the equal mixture, which is where to leave it
+        w = jnp.where(total == 0, 1 / len(w), w)
     once = jnp.where(total == 0, 0.0, jnp.where(total > 0, 1.0, total))
     scale = jnp.sum(c, axis=0) if rule.scales else once
     groups = group_numbers(tv)
