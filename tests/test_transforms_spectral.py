@@ -239,7 +239,7 @@ def test_a_single_expert_is_left_alone():
 def test_wudi_loses_no_digits_of_updates_with_one_large_direction(shape):
     rng = np.random.default_rng(0)
     large = rng.normal(size=(3, shape[0], 1)) @ rng.normal(size=(3, 1, shape[1]))
-    v = np.float32(large + 1e-2 * rng.normal(size=(3, *shape)))
+    v = (large + 1e-2 * rng.normal(size=(3, *shape))).astype(np.float32)
     for taus, ridge, tolerance in ((v, 1e-2, 2e-4), (v[:1], 1e-6, 1e-6)):
         tv = mj.TaskVectors.from_params({"w": jnp.zeros(shape)}, [{"w": x} for x in taus])
         want = reference.wudi(taus.astype(float), ridge)
@@ -275,7 +275,7 @@ def test_rounding_is_no_direction(shape):
     rng = np.random.default_rng(0)
     for rank in (1, 3):
         a, b = rng.normal(size=(shape[0], rank)), rng.normal(size=(rank, shape[1]))
-        product = np.float32(a) @ np.float32(b)
+        product = a.astype(np.float32) @ b.astype(np.float32)
         assert np.sum(np.asarray(singular(jnp.asarray(product)).values) > 0) == rank
 
 

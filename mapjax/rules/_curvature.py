@@ -150,8 +150,8 @@ def _fisher(
         # The mean by coefficients, and what curvature adds to it: for a single expert
         # that is an exact zero.
         mean = weighted_sum(w, v)
-        # Only proportions matter, and products of tiny numbers would be flushed to zero. The
-        # bound is for experts without a weight, whose share need not be finite.
+        # Only proportions matter, and products of tiny numbers would be flushed to zero.
+        # The bound is for experts without a weight, whose share need not be finite.
         top = jnp.max(jnp.where(per_task(w, f) > 0, f, 0), axis=0)
         f = jnp.minimum(f / jnp.where(top > 0, top, 1), 1e18)
         total = weighted_sum(w, f)

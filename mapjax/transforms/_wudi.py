@@ -121,8 +121,8 @@ def _wudi(
         trace = jnp.maximum(jnp.sum(n > 0), 1).astype(m.dtype)
         least = 4 * jnp.finfo(m.dtype).eps
         epsilon = jnp.maximum(ridge.astype(m.dtype) / num_inputs, least) * trace
-        # Less what the others do: tau_i - (S + e)^-1 (S - S_i) tau_i, with S the sum, rounds
-        # no update away, and not at all where it meets none.
+        # Less what the others do: tau_i - (S + e)^-1 (S - S_i) tau_i, with S the sum, loses
+        # fewer digits, and none where there are no others.
         if num_inputs <= num_tasks * num_outputs:
 
             def meet(moments: Array, task: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -135,8 +135,8 @@ def _wudi(
             _, later = lax.scan(meet, start, (roots, m), reverse=True)
             penalty = epsilon * jnp.eye(num_inputs, dtype=m.dtype)
             return m - solve(total + penalty, earlier + later)
-        # With A A' the sum of all S: (A A' + e)^-1 A F = A (A' A + e)^-1 F, and A F is S - S_i
-        # times tau_i with an F of A' tau_i but for zeros in the block of task i.
+        # With A A' = S, (A A' + e)^-1 A F = A (A' A + e)^-1 F, and A F is S - S_i times
+        # tau_i for an F of A' tau_i but for zeros in the block of task i.
         a = side_by_side(roots)
         inner = matmul(a.T, a)
         f = apart(inner, num_tasks) * n[:, None, None]
