@@ -42,7 +42,5 @@ def wide(dtype: Any, other: Any = jnp.float32) -> np.dtype:
         return jnp.dtype(dtype if dtype == other else jnp.bfloat16)
     if any(small):
         return jnp.dtype(other if small[0] else dtype)
-    with jax.numpy_dtype_promotion(
-        "standard"
-    ):  # this is explicit, however strict users are
+    with jax.numpy_dtype_promotion("standard"):  # as it is asked for
         return jnp.dtype(jnp.promote_types(dtype, other))

@@ -59,12 +59,11 @@ class TaskVectors(eqx.Module):
 
         Takes any pytree: nested dicts, flax linen parameters, `nnx.State`, equinox
         modules, registered dataclasses. Floating-point and complex leaves are merged.
-        Left alone, and listed by `left_alone`: integers, booleans, random keys, leaves that
-        are not arrays, all below an `opt_state`, and BatchNorm statistics (flax's
-        `batch_stats` collection, `nnx.BatchStat`, and PyTorch's `running_mean` and
-        `running_var`). Python's numbers are no arrays, but become some inside `jax.jit`. A
-        difference is computed in float32 at least and rounded to the wider of the two
-        leaves' dtypes, bfloat16 for floats of eight bits, unless a wider one is asked for.
+        Left alone, and listed by `left_alone`: integers, booleans, random keys, what is no
+        array (Python's numbers, which inside `jax.jit` are), all below an `opt_state`, and
+        BatchNorm statistics (flax's `batch_stats`, `nnx.BatchStat`, PyTorch's `running_mean`
+        and `running_var`). Differences are computed in float32 at least and rounded to the
+        wider of two leaves' dtypes, bfloat16 for floats of eight bits, or a `dtype` wider.
 
         Args:
             base: The pretrained parameters.

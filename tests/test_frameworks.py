@@ -1,5 +1,7 @@
 """Names of other frameworks to JAX trees and back; train states, partitions and LoRA."""
 
+from typing import Any
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -203,3 +205,23 @@ def test_a_train_state_in_and_out():
     assert isinstance(again, TrainState)
     assert eqx.tree_equal(again.opt_state, base.opt_state)
     assert again.apply_gradients(grads=params).step == 1
+
+
+@pytest.mark.parametrize("make", ["linen", "nnx", "equinox"])
+def test_layers_take_factored_leaves(make):
+    predict: Any
+    x, *pair = (random.normal(size=s).astype("f") for s in ((4, 3), (3, 1), (1, 2)))
+    if make == "linen":
+        layer = nn.Dense(2)
+        params: Any = layer.init(jax.random.key(0), x)
+        predict, path = layer.apply, "['params']['kernel']"
+    elif make == "nnx":
+        graph, params = nnx.split(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+        predict, path = (lambda p, x: nnx.merge(graph, p)(x)), "['kernel'].value"
+    else:
+        params = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+        predict, path = (lambda p, x: jax.vmap(p)(x)), ".weight"
+        pair = [pair[1].T, pair[0].T]
+    tv = mj.from_lora(params, {"a": {path: tuple(pair)}})
+    found, want = (predict(f(tv, [0.5]), x) for f in (mj.merge_factored, mj.merge))
+    np.testing.assert_allclose(found, want, atol=1e-5)

@@ -286,7 +286,7 @@ class Evaluator:
         return eqx.filter_eval_shape(self.rule, c)
 
     def _run(self, kind: Kind, coefficients: Any, progress: bool | None) -> Any:
-        if isinstance(coefficients, Tracer) or jax.config.jax_disable_jit:
+        if isinstance(coefficients, Tracer) or jax.config.jax_disable_jit:  # pyright: ignore
             coefficients = jnp.asarray(coefficients, _dtype())
             self._check_shape(coefficients)
             sizes = self._batch_size or _BATCH_SIZE, self._chunk_size or 1

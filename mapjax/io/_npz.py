@@ -54,9 +54,8 @@ class NpzCheckpoint(AbstractCheckpoint):
         """Read numbers of the flattened tensor from `start` on until `out` is full."""
         member, dtype, fortran, front = self._members[name]
         info = self.tensors[name]
-        if (
-            fortran
-        ):  # in another order than asked for: the whole is kept for its next pieces
+        if fortran:  # in another order than asked for
+            # The whole is kept for its next pieces.
             with self._lock:
                 turned = self._turned.pop(name, None)
                 if turned is None:

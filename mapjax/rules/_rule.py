@@ -160,9 +160,7 @@ def _merge(rule: MergeRule, c: Array) -> PyTree:
     c = widened(c)
     c = jnp.where(c < 0, 0, c)  # which keeps NaN
     w, total = _proportions(c)
-    if (
-        rule.scales
-    ):  # at zero the change is of the equal mixture, which is where to leave it
+    if rule.scales:  # at zero, the change is towards equal coefficients
         w = jnp.where(total == 0, 1 / len(w), w)
     once = jnp.where(total == 0, 0.0, jnp.where(total > 0, 1.0, total))
     scale = jnp.sum(c, axis=0) if rule.scales else once

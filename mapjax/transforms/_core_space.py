@@ -8,7 +8,6 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from mapjax import _tree
-from mapjax._algebra import largest
 from mapjax._jit import jit
 from mapjax._low_rank import HIGHEST, LowRank
 from mapjax.task_vectors import TaskVectors
@@ -23,9 +22,9 @@ def core_space(task_vectors: TaskVectors, transform: Transform) -> TaskVectors:
     r"""Apply a transform to small cores of low-rank vectors.
 
     With orthonormal bases $U$ of all first factors and $V$ of all second ones, of up to
-    $N r$ columns, $v_i = U M_i V^\top$ exactly. All experts' factors count alike for the
-    bases, whatever their sizes. The transform edits the cores $M_i = U^\top v_i V$, at a
-    cost that does not grow with the layer.
+    $N r$ columns, $v_i = U M_i V^\top$ exactly, but for directions of
+    factors below $10^{-5}$ of the largest among all experts. The transform edits the cores
+    $M_i = U^\top v_i V$, at a cost that does not grow with the layer.
 
     Args:
         task_vectors: With `LowRank` leaves; dense ones go to the transform as they are.
@@ -183,9 +182,6 @@ def _left_basis(factors: Array) -> tuple[Array, Array]:
     Args:
         factors: `[experts, side, rank]`.
     """
-    # How a difference is split into the sizes of two factors says nothing about it: small
-    # factors, with large ones on the other side, would be lost beside those of others.
-    factors = factors / largest(factors, (1, 2))
     beside = jnp.moveaxis(factors, 0, 1).reshape(factors.shape[1], -1)
     u, s, _ = jnp.linalg.svd(beside, full_matrices=False)
     return u, s

@@ -177,6 +177,5 @@ def _wudi_descent(
 def root_moments(m: Array) -> tuple[Array, Array]:
     """Compute norms, and each update divided by its norm, whose square is S_i."""
     n = norms(m, (1, 2))
-    return n, m / jnp.where(n > 0, n, 1)[
-        :, None, None
-    ]  # an expert like the base weighs nothing
+    # An expert like the base weighs nothing.
+    return n, m / jnp.where(n > 0, n, 1)[:, None, None]
