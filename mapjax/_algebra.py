@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from mapjax._types import widened
 
@@ -102,7 +102,7 @@ def norms(x: Array, axis: Axes) -> Array:
     return jnp.squeeze(unit, axis) * jnp.sqrt(jnp.sum(jnp.abs(x / unit) ** 2, axis=axis))
 
 
-def norms_over(tensors: Sequence[Float[Array, "tasks ..."]]) -> Float[Array, " tasks"]:
+def norms_over(tensors: Sequence[Inexact[Array, "tasks ..."]]) -> Float[Array, " tasks"]:
     """Compute the norm of each task's numbers in all tensors together."""
     each = [norms(widened(v).reshape(len(v), -1), 1) for v in tensors]
     return norms(jnp.stack(each), 0)

@@ -244,7 +244,9 @@ def test_tolerance_stops_when_little_is_left_to_gain():
     )
 
 
-@pytest.mark.parametrize("acquisition", ["hypervolume", "cells"])
+@pytest.mark.parametrize(
+    "acquisition", [pytest.param("hypervolume", marks=pytest.mark.slow), "cells"]
+)
 def test_a_run_goes_on_where_it_stopped(tmp_path, acquisition):
     asked = {**ASKED, "budget": 10, "acquisition": acquisition}
     path, seen = tmp_path / "samples.jsonl", []

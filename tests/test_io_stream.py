@@ -93,7 +93,7 @@ print(plan.peak_memory, peak() - before)
 """
 
 
-@pytest.mark.parametrize("rule", ["linear", "global"])
+@pytest.mark.parametrize("rule", ["linear", pytest.param("global", marks=pytest.mark.slow)])
 def test_memory_stays_within_what_was_said(rule, tmp_path):
     # 60 MiB a file and 180 to read, within 12.
     rng = np.random.default_rng(0)

@@ -308,6 +308,7 @@ def test_a_constant_metric_is_reported():
     np.testing.assert_allclose(solution.front.coefficients[0], 0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_few_samples_give_a_rough_front_and_a_warning():
     with pytest.warns(UserWarning, match="fewer usable samples.* 3 more evaluations would"):
         solution = mj.map_front(two_corners, **{**ASKED, "budget": 3})

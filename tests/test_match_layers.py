@@ -123,6 +123,7 @@ class Convolutions(nn.Module):
         return nn.DenseGeneral(5, axis=(1, 2, 3))(x)
 
 
+@pytest.mark.slow
 def test_convolutions_and_products_over_several_axes():
     model = Convolutions()
     images = [RNG.normal(size=(30, 8, 7, 2)).astype(np.float32) for _ in range(2)]

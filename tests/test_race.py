@@ -78,6 +78,7 @@ def test_what_is_kept_has_its_full_score(metric):
     assert found.share == found.num_seen.sum() / (2 * E * K)
 
 
+@pytest.mark.slow
 def test_a_metric_of_all_examples_is_that_of_sklearn():
     evaluator = make_evaluator(metric=mj.metrics.auc, classes=2)
     found = race(evaluator, candidates(), preferences(), key=jax.random.key(0), first=64)

@@ -275,6 +275,7 @@ def test_drivers_pass_where_models_are_debugged(name, switch):
         DRIVERS[name]()
 
 
+@pytest.mark.slow
 def test_an_evaluator_compiles_nothing_where_that_is_switched_off():
     seen = []
     scorer = evaluator(predict=lambda p, x: seen.append(x) or predict(p, x))

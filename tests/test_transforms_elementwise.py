@@ -357,6 +357,7 @@ def test_complex_vectors_where_no_signs_are_read():
         transforms.della(tv, key=KEY)
 
 
+@pytest.mark.slow
 def test_tensors_without_entries_and_scalars():
     tv = make(2, {"layer_0": (0, 3), "layer_1": (4, 3), "scale": ()})
     tau, base = numpy_of(tv)
