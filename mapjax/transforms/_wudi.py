@@ -125,16 +125,17 @@ def _wudi(
         # fewer digits, and none where there are no others.
         if num_inputs <= num_tasks * num_outputs:
 
-            def meet(moments: Array, task: tuple[Array, Array]) -> tuple[Array, Array]:
-                root, update = task
-                return moments + matmul(root, root.T), matmul(moments, update)
+            def meet(moments: Array, task: tuple[Array, ...]) -> tuple[Array, Array]:
+                norm, update, found = task
+                root = update / jnp.where(norm > 0, norm, 1)
+                return moments + matmul(root, root.T), found + matmul(moments, update)
 
             # Those before a task and those after it: a difference would lose digits.
             start = jnp.zeros_like(m, shape=(num_inputs, num_inputs))
-            total, earlier = lax.scan(meet, start, (roots, m))
-            _, later = lax.scan(meet, start, (roots, m), reverse=True)
+            total, found = lax.scan(meet, start, (n, m, jnp.zeros_like(m)))
+            _, found = lax.scan(meet, start, (n, m, found), reverse=True)
             penalty = epsilon * jnp.eye(num_inputs, dtype=m.dtype)
-            return m - solve(total + penalty, earlier + later)
+            return m - solve(total + penalty, found)
         # With A A' = S, (A A' + e)^-1 A F = A (A' A + e)^-1 F, and A F is S - S_i times
         # tau_i for an F of A' tau_i but for zeros in the block of task i.
         a = side_by_side(roots)
