@@ -18,8 +18,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     """Make the command line that every benchmark has."""
     result = argparse.ArgumentParser(description=description)
     result.add_argument("--quick", action="store_true", help="small sizes, to see it run")
-    result.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    result.add_argument("--output", type=_file, help="write the figures to this JSON file")
     return result
+
+
+def _file(text: str) -> Path:
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder, but must be a JSON file")
+    return Path(text)
 
 
 def seconds(function: Callable[[], Any]) -> float:
