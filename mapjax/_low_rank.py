@@ -1,5 +1,6 @@
 """Low-rank leaves: two factors that stand for a dense difference."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -136,13 +137,8 @@ class Factored(eqx.Module):
     @property
     def T(self) -> "Factored":
         """Transposed, in factors too; for matrices."""
-        a, b, scale, error = (
-            self.update.a,
-            self.update.b,
-            self.update.scale,
-            self.update.error,
-        )
-        swapped = LowRank(jnp.swapaxes(b, 1, 2), jnp.swapaxes(a, 1, 2), scale, error)
+        a, b = (jnp.swapaxes(x, 1, 2) for x in (self.update.a, self.update.b))
+        swapped = dataclasses.replace(self.update, a=b, b=a)
         return Factored(self.base.T, swapped, self.coefficients)
 
     def __jax_array__(self) -> Inexact[Array, "..."]:

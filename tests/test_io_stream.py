@@ -52,9 +52,8 @@ def test_many_leaves_are_compared_in_time_that_grows_with_them():
     leaves = [_tree.Leaf(f"layer_{i}", 0, "not an array") for i in range(10_000)]
     begun = time.monotonic()
     _tree.check_same_leaves(leaves, leaves, "a")
-    assert (
-        time.monotonic() - begun < 1
-    )  # 5 s or more if the names are gone through for each
+    # 5 s or more if all names are gone through for each.
+    assert time.monotonic() - begun < 1
 
 
 def test_a_transform_compiles_once_for_all_tensors_of_a_shape(tmp_path):

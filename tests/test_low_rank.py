@@ -113,9 +113,8 @@ def test_bfloat16_factors_are_multiplied_in_float32():
     merged = mj.merge(from_lora(base, {"x": {"(root)": (a, b, 8.0)}}), [0.5])
     exact = np.asarray(base, float) + np.asarray(a, float) @ np.asarray(b, float)
     assert merged.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(
-        np.asarray(merged, "f"), np.asarray(jnp.asarray(exact, jnp.bfloat16), "f")
-    )
+    want = np.asarray(jnp.asarray(exact, jnp.bfloat16), "f")
+    np.testing.assert_array_equal(np.asarray(merged, "f"), want)
 
 
 def sizes(jaxpr):

@@ -89,6 +89,32 @@ def test_transforms_and_rules(name):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(merged))
 
 
+DTYPES = {"layer_0": "float32", "layer_1": "float32", "layer_2": "bfloat16"}
+
+
+@pytest.mark.parametrize("name", usual(TRANSFORMS | RULES, {"della", "ties", "slerp"}))
+def test_nothing_is_promoted_unasked(name):
+    rng = np.random.default_rng(0)
+    base, *experts = (
+        {k: jnp.asarray(rng.normal(size=(8, 8)), dtype) for k, dtype in DTYPES.items()}
+        for _ in range(3)
+    )
+    tv = mj.TaskVectors.from_params(base, experts)
+    measured = list(zip(experts, map(jnp.asarray, INPUTS), strict=True))
+    edited = (TRANSFORMS | RULES)[name](tv, measured)
+    for c in ([1, 1], np.array([0.3, 0.5], np.float32)):
+        merged = mj.merge(edited, c)
+        assert {k: x.dtype for k, x in merged.items()} == DTYPES
+        assert all(np.isfinite(x).all() for x in merged.values())
+    if name in RULES:
+
+        def total(c):
+            return jnp.sum(mj.merge(edited, c)["layer_1"])
+
+        slope = jax.grad(total)(jnp.array([0.3, 0.5]))
+        assert np.isfinite(slope).all()
+
+
 VECTORS = {
     "group": lambda tv: mj.merge(mj.group(tv, {"first": "layer_0"}), C[:2]),
     "low_rank": lambda tv: INPUTS @ factored(tv)["layer_0"],

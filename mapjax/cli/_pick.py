@@ -59,7 +59,7 @@ def pick(
     folder = RunFolder(run)
     with told():
         solution = folder.load()
-        folder.notes  # noqa: B018, which says what is wrong with them
+        notes = folder.notes
     for option, names in (("--preference", weights), ("--require", least)):
         unknown = [name for name in names if name not in solution.task_names]
         if unknown:
@@ -88,7 +88,8 @@ def pick(
     words = [*preference, *(f"require {pair}" for pair in require)]
     if save is not None and not missed:
         with told():
-            _merge(folder, solution, chosen, save, limit, dtype, " ".join(words), not json)
+            paths, purpose = _checkpoints(folder, notes), " ".join(words)
+            _merge(notes, paths, solution, chosen, save, limit, dtype, purpose, not json)
     report = {
         "coefficients": dict(zip(solution.coefficient_names, c, strict=True)),
         **{
@@ -109,8 +110,29 @@ def pick(
         )
 
 
+def _checkpoints(folder: Any, notes: dict[str, Any]) -> dict[str, Path]:
+    """Find the base and the experts, as they were when they were scored."""
+    if not notes.get("base") or not notes.get("mergeable"):
+        raise Failure(
+            "The run does not know its merges as sums of files: it has no `base` and "
+            "`experts`, or its evaluator merges in its own way. Take the coefficients and "
+            "merge with mapjax.merge."
+        )
+    files = notes.get("files", {})
+    paths = folder.find([notes["base"], *notes["experts"].values(), *files])
+    for path, then in files.items():
+        if stamp(paths[path]) != then:
+            raise Failure(
+                f"{paths[path]} was written again after the run began, whose scores are of "
+                "what it was. If it holds the same numbers, run `mapjax front` again, which "
+                "evaluates nothing twice; if not, with another `output`."
+            )
+    return paths
+
+
 def _merge(
-    run: Any,
+    notes: dict[str, Any],
+    paths: dict[str, Path],
     solution: Any,
     chosen: Any,
     output: Path,
@@ -119,23 +141,9 @@ def _merge(
     purpose: str,
     talk: bool,
 ) -> None:
-    notes = run.notes
-    if not notes.get("base") or not notes.get("mergeable"):
-        raise Failure(
-            "The run does not know its merges as sums of files: it has no `base` and "
-            "`experts`, or its evaluator merges in its own way. Take the coefficients and "
-            "merge with mapjax.merge."
-        )
-    for path, then in notes.get("files", {}).items():
-        if stamp(run.find(path)) != then:
-            raise Failure(
-                f"{run.find(path)} was written again after the run began, whose scores are of "
-                "what it was. If it holds the same numbers, run `mapjax front` again, which "
-                "evaluates nothing twice; if not, with another `output`."
-            )
     merge_checkpoints(
-        run.find(notes["base"]),
-        {name: run.find(path) for name, path in notes["experts"].items()},
+        paths[notes["base"]],
+        {name: paths[path] for name, path in notes["experts"].items()},
         output,
         [float(x) for x in chosen],
         rule=Rule(notes["rule"], notes["rule_options"]),

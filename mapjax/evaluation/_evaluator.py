@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
@@ -18,7 +17,7 @@ from mapjax._progress import progress_bar
 from mapjax._types import ArrayLike, Direction
 from mapjax.evaluation._fingerprint import fingerprints
 from mapjax.evaluation._inputs import as_rule, as_tasks, hint, place
-from mapjax.evaluation._program import Kind, Program, evaluate, free_memory
+from mapjax.evaluation._program import Kind, Program, evaluate, free_memory, runs_inline
 from mapjax.evaluation._task import Task
 from mapjax.task_vectors import TaskVectors
 
@@ -286,7 +285,7 @@ class Evaluator:
         return eqx.filter_eval_shape(self.rule, c)
 
     def _run(self, kind: Kind, coefficients: Any, progress: bool | None) -> Any:
-        if isinstance(coefficients, Tracer) or jax.config.jax_disable_jit:  # pyright: ignore
+        if runs_inline(coefficients):
             coefficients = jnp.asarray(coefficients, _dtype())
             self._check_shape(coefficients)
             sizes = self._batch_size or _BATCH_SIZE, self._chunk_size or 1

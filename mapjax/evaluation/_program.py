@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from mapjax.evaluation._task import Task
@@ -50,6 +51,12 @@ class Program(NamedTuple):
             + plan.temp_size_in_bytes
             - plan.alias_size_in_bytes
         )
+
+
+def runs_inline(coefficients: Any) -> bool:
+    """Tell whether no program is called: inside of `jit`, and where JAX compiles nothing."""
+    config: Any = jax.config
+    return isinstance(coefficients, Tracer) or config.jax_disable_jit
 
 
 def evaluate(

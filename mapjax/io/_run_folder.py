@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -165,11 +165,12 @@ class RunFolder:
             _write(self.path / "run.json", json.dumps(now, indent=1) + "\n")
         return changed
 
-    def find(self, path: str) -> Path:
-        """Say where a noted absolute path is now, which may have moved with the run folder."""
+    def find(self, paths: Iterable[str]) -> dict[str, Path]:
+        """Say where noted absolute paths are now, which may have moved with the run folder."""
         here = str(self.path.resolve())
-        moved = Path(_moved(path, (self.notes.get("folder", here), here)))
-        return moved if moved.exists() else Path(path)
+        ways = self.notes.get("folder", here), here
+        moved = {path: Path(_moved(path, ways)) for path in paths}
+        return {path: new if new.exists() else Path(path) for path, new in moved.items()}
 
     def save(self, solution: Solution) -> None:
         """Save the solution; see `save_solution`.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mapjax._algebra import matmul, side_by_side, solve
-from mapjax._tensors import map_by_shape, per_task
+from mapjax._tensors import map_by_shape
 from mapjax._types import widened
 from mapjax.rules._rule import MergeRule, dense, weighted_sum
 from mapjax.task_vectors import TaskVectors
@@ -62,7 +62,7 @@ def fisher_mean(task_vectors: TaskVectors, fishers: PerTask) -> MergeRule:
     """
     task_vectors = dense(task_vectors)
     rows = read_weights(task_vectors, fishers, "fishers")
-    data = [jnp.stack([widened(f) for f in row]) for row in rows]
+    data = [_relative(jnp.stack([widened(f) for f in row])) for row in rows]
     return MergeRule(task_vectors, data, _fisher, (None,) * len(data))
 
 
@@ -139,6 +139,15 @@ def wudi_mean(
     return MergeRule(task_vectors, jnp.asarray(ridge), _wudi, shapes)
 
 
+def _relative(f: Float[Array, "tasks ..."]) -> Float[Array, "tasks ..."]:
+    # Only proportions matter. They are to the least, since products of tiny numbers would
+    # be flushed to zero beside a large one whose expert may have no weight; and what is
+    # 1e18 times the least has all of the mean, and derivatives that are finite.
+    positive = f >= jnp.finfo(f.dtype).tiny
+    least = jnp.min(jnp.where(positive, f, jnp.inf), axis=0, keepdims=True)
+    return jnp.minimum(f / least, 1e18)
+
+
 def _fisher(
     weights: list[Array],
     bases: list[Array],
@@ -150,10 +159,6 @@ def _fisher(
         # The mean by coefficients, and what curvature adds to it: for a single expert
         # that is an exact zero.
         mean = weighted_sum(w, v)
-        # Only proportions matter, and products of tiny numbers would be flushed to zero.
-        # The bound is for experts without a weight, whose share need not be finite.
-        top = jnp.max(jnp.where(per_task(w, f) > 0, f, 0), axis=0)
-        f = jnp.minimum(f / jnp.where(top > 0, top, 1), 1e18)
         total = weighted_sum(w, f)
         added = weighted_sum(w, f * (v - mean)) / jnp.where(total > 0, total, 1)
         return mean + jnp.where(total > 0, added, 0)
