@@ -163,7 +163,9 @@ def _encode_module(module: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def _decode_module(cls: type, value: Any, arrays: dict[str, Any]) -> Any:
-    return cls(**{name: _decode(x, arrays) for name, x in value["fields"].items()})
+    # A file of an earlier version may hold what is no longer kept.
+    fields = {n: x for n, x in value["fields"].items() if n in cls.__dataclass_fields__}
+    return cls(**{name: _decode(x, arrays) for name, x in fields.items()})
 
 
 def _encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:

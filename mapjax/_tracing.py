@@ -19,6 +19,8 @@ NUM_DRAWS = 64
 _CAUTION = 1.0
 _NUM_STEPS = 20
 _ROUGH_SHARE = 0.2
+_EARLY_SHARE = 0.7
+"""Of the generations, that a part of many examples is enough for."""
 _MOST_INFLATION = 3.0
 
 
@@ -79,16 +81,27 @@ def trace(
         num_objectives=len(signs),
         reference_directions=towards,
     )
-    found = search.evolve(
-        objective,
-        algorithm,
-        math.ceil(num_generations * share) if surrogate.differentiable else num_generations,
-        bounds=domain.box,
-        key=key,
-        start=start if len(start) else None,
-        # With the population and the directions, nearly always of the usual size.
-        archive_size=num_points * (2 if len(signs) <= 3 else 4),
+
+    def evolve(objective: Minimised, generations: int, start: Any) -> Front:
+        return search.evolve(
+            *(objective, algorithm, generations),
+            bounds=domain.box,
+            key=key,
+            start=start if len(start) else None,
+            # With the population and the directions, nearly always of the usual size.
+            archive_size=num_points * (2 if len(signs) <= 3 else 4),
+        )
+
+    left = (
+        math.ceil(num_generations * share) if surrogate.differentiable else num_generations
     )
+    part = getattr(surrogate, "part", None)
+    if part is not None:
+        early = int(_EARLY_SHARE * left)
+        found = evolve(eqx.tree_at(lambda o: o.surrogate, objective, part), early, start)
+        kept = pareto.spread_subset(found.scores, num_points)
+        left, start = left - early, np.asarray(found.coefficients)[kept]
+    found = evolve(objective, left, start)
     if surrogate.differentiable:
         found = search.polish(
             objective,

@@ -227,9 +227,7 @@ def test_what_lies_in_memory_already_counts_once(monkeypatch):
     needed = program.peak_bytes - program.argument_bytes
     assert program.argument_bytes > needed
     # The base and the vectors fill the device but for a little more than a chunk takes.
-    monkeypatch.setattr(
-        "mapjax.evaluation._evaluator.free_memory", lambda: int(1.3 * needed)
-    )
+    monkeypatch.setattr("mapjax.evaluation._program.free_memory", lambda: int(1.3 * needed))
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert mj.Evaluator(tv, [task]).chunk_size >= 2
 

@@ -98,6 +98,17 @@ def test_mapjax_io_has_the_same_pair(tmp_path, solution):
     same(mapjax.io.load_solution(tmp_path / "b.npz"), solution)
 
 
+def test_what_is_no_longer_kept_is_passed_over(tmp_path, solution):
+    solution.save(tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as arrays:
+        held = dict(arrays)
+    text = json.loads(held.pop("json").tobytes())
+    text["solution"]["fields"]["front"]["fields"]["of_an_earlier_version"] = 3
+    held["json"] = np.frombuffer(json.dumps(text).encode(), np.uint8)
+    np.savez(tmp_path / "t.npz", **held)
+    same(mj.Solution.load(tmp_path / "t.npz"), solution)
+
+
 def test_every_result_comes_back(tmp_path, solution):
     from mapjax._solution_file import _RESULTS
 

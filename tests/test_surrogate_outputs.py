@@ -158,10 +158,10 @@ def test_examples_are_streamed_without_a_difference(monkeypatch):
 
     c, points = sampled(14), sampled(9, seed=5)
     whole = fit(c, logits(c), ridge=1e-3, degree=2)
-    monkeypatch.setattr(_fit_outputs, "BLOCK", 7 * CLASSES)  # does not divide 40 examples
+    monkeypatch.setattr(_fit_outputs, "BLOCK", 3 * CLASSES)  # does not divide 40 examples
     jax.clear_caches()
     parts = fit(c, logits(c), ridge=1e-3, degree=2)
-    assert parts.tasks[0].mask.shape == (6, 7)
+    assert parts.tasks[0].mask.shape == (16, 3)
     np.testing.assert_allclose(parts(points), whole(points), atol=1e-6)
     np.testing.assert_allclose(parts.left_out, whole.left_out, atol=1e-6)
 

@@ -1,7 +1,6 @@
 """The evaluator: batches of coefficients to scores, on one device or many."""
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +15,18 @@ from mapjax._checks import check_least
 from mapjax._progress import progress_bar
 from mapjax._types import ArrayLike, Direction
 from mapjax.evaluation._fingerprint import fingerprints
-from mapjax.evaluation._inputs import as_rule, as_tasks, hint, place
-from mapjax.evaluation._program import Kind, Program, evaluate, free_memory, runs_inline
+from mapjax.evaluation._inputs import as_rule, as_tasks, check_task, place
+from mapjax.evaluation._program import (
+    BATCH_SIZE,
+    Kind,
+    Program,
+    compile_to_fit,
+    evaluate,
+    runs_inline,
+    signature,
+)
 from mapjax.evaluation._task import Task
 from mapjax.task_vectors import TaskVectors
-
-_BATCH_SIZE, _LEAST_BATCH = 2048, 32
-_FREE_SHARE = 0.8
 
 
 class Evaluator:
@@ -84,9 +88,43 @@ class Evaluator:
         # Parted once: a call then hands over arrays alone.
         self._arrays, self._static = eqx.partition((self.rule, self.tasks), eqx.is_array)
         self._chunk_size, self._batch_size = chunk_size, batch_size
-        self._programs: dict[tuple[Kind, Any], Program] = {}
+        self._signature = signature(self._arrays, self._static)
+        self._programs: dict[tuple[Kind, Any, Any], Program] = {}
         self._fingerprint: dict[str, Any] | None = None
-        self._check()
+        # Before any work, so that a wrong function fails at once.
+        params, size = self._parameter_shapes(), self._batch_size or BATCH_SIZE
+        for task in self.tasks:
+            check_task(task, params, size)
+
+    def replace(
+        self, rule: Any = None, tasks: Any = None, *, num_coefficients: int | None = None
+    ) -> "Evaluator":
+        """Make an evaluator of other merges, of other data or of both, with the same options.
+
+        What is compiled by either serves both where functions, shapes, dtypes and names
+        are the same: for transformed task vectors, or other examples in the same number.
+
+        Args:
+            rule: As for a new evaluator; by default this one's.
+            tasks: As for a new evaluator; by default this one's.
+            num_coefficients: How many coefficients a rule takes that is a function.
+
+        Raises:
+            ValueError: As a new evaluator does.
+        """
+        if rule is None:
+            rule, num_coefficients = self.rule, num_coefficients or self.num_coefficients
+        other = Evaluator(
+            rule,
+            self.tasks if tasks is None else tasks,
+            num_coefficients=num_coefficients,
+            chunk_size=self._chunk_size,
+            batch_size=self._batch_size,
+            memory_limit=self.memory_limit,
+            mesh=self.mesh,
+        )
+        other._programs = self._programs
+        return other
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -221,7 +259,7 @@ class Evaluator:
 
     def output_shapes(self) -> dict[str, PyTree]:
         """Say what shapes and dtypes the outputs of one merge have, task by task."""
-        params, size = self._parameter_shapes(), self._batch_size or _BATCH_SIZE
+        params, size = self._parameter_shapes(), self._batch_size or BATCH_SIZE
         return {
             task.name: eqx.filter_eval_shape(Task.outputs, task, params, size)
             for task in self.tasks
@@ -258,28 +296,6 @@ class Evaluator:
             )
         return self._run("jacobian", coefficients, progress)
 
-    def _check(self) -> None:
-        """Trace every task once, so that a wrong function fails before any work."""
-        params, size = self._parameter_shapes(), self._batch_size or _BATCH_SIZE
-        for task in self.tasks:
-            try:
-                score = eqx.filter_eval_shape(Task.score, task, params, size)
-            except Exception as error:
-                where = f"This happened in task {task.name!r} of the evaluator."
-                error.add_note(where + hint(error))
-                raise
-            if jax.tree.leaves(score) != [score] or score.shape != ():
-                raise ValueError(
-                    f"The metric of task {task.name!r} must return one number for all "
-                    f"examples, but returned {score}. A metric that returns one value per "
-                    "example is `mapjax.metrics.Metric(function, per_example=True)`."
-                )
-            if jnp.issubdtype(score.dtype, jnp.complexfloating):
-                raise ValueError(
-                    f"The metric of task {task.name!r} returned {score.dtype}, and complex "
-                    "numbers have no order: return a real one, such as their absolute value."
-                )
-
     def _parameter_shapes(self) -> PyTree:
         c = jax.ShapeDtypeStruct((self.num_coefficients,), _dtype())
         return eqx.filter_eval_shape(self.rule, c)
@@ -288,7 +304,7 @@ class Evaluator:
         if runs_inline(coefficients):
             coefficients = jnp.asarray(coefficients, _dtype())
             self._check_shape(coefficients)
-            sizes = self._batch_size or _BATCH_SIZE, self._chunk_size or 1
+            sizes = self._batch_size or BATCH_SIZE, self._chunk_size or 1
             return evaluate(self.rule, self.tasks, coefficients, kind, *sizes)
         c = np.asarray(coefficients, dtype=_dtype())
         self._check_shape(c)
@@ -335,36 +351,21 @@ class Evaluator:
 
     def program(self, kind: Kind) -> Program:
         """Compile for a chunk that fits into memory; the compiler says what it needs."""
-        key = (kind, _dtype())
+        key = (kind, _dtype(), self._signature)
         if key not in self._programs:
-            chunk = self._chunk_size or (1 if jax.default_backend() == "cpu" else 16)
-            batch = self._batch_size or _BATCH_SIZE
-            program = self._compile(kind, chunk, batch)
-            fixed = program.argument_bytes  # on the device already, and so not free
-            limit = self.memory_limit or fixed + int(_FREE_SHARE * free_memory())
-            while program.peak_bytes > limit:
-                if self._chunk_size is None and chunk > 1:
-                    each = (program.peak_bytes - fixed) / chunk
-                    chunk = min(chunk - 1, max(1, int((limit - fixed) / each)))
-                elif self._batch_size is None and batch > _LEAST_BATCH:
-                    batch //= 2
-                else:
-                    break
-                program = self._compile(kind, chunk, batch)
-            if program.peak_bytes > limit:
-                warnings.warn(
-                    f"Evaluating {chunk} candidate(s) at once needs "
-                    f"{program.peak_bytes / 2**30:.1f} GiB, of which {limit / 2**30:.1f} "
-                    f"GiB may be used. Lower `batch_size` (now {batch}), or shard the "
-                    "parameters over more devices.",
-                    stacklevel=4,
-                )
-            self._programs[key] = program
+            self._programs[key] = compile_to_fit(
+                lambda chunk, batch: self._compile(kind, chunk, batch),
+                self._chunk_size,
+                self._batch_size,
+                self.memory_limit,
+            )
         return self._programs[key]
 
     def _compile(self, kind: Kind, chunk: int, batch: int) -> Program:
+        static = self._static  # and nothing else of this evaluator, for others that run it
+
         def run(arrays: PyTree, c: Array) -> Any:
-            rule, tasks = eqx.combine(arrays, self._static)
+            rule, tasks = eqx.combine(arrays, static)
             return evaluate(rule, tasks, c, kind, batch, chunk)
 
         function, size = run, chunk

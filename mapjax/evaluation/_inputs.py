@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -67,7 +68,34 @@ def as_rule(rule: Any, num_coefficients: int | None) -> tuple[Any, int]:
     return rule, num_coefficients
 
 
-def hint(error: Exception) -> str:
+def check_task(task: Task, params: PyTree, batch_size: int) -> None:
+    """Trace a task once: raise what its functions raise, and refuse what is no score.
+
+    Args:
+        task: The task.
+        params: Shapes and dtypes of a merge.
+        batch_size: The most examples predicted at once.
+    """
+    try:
+        score = eqx.filter_eval_shape(Task.score, task, params, batch_size)
+    except Exception as error:
+        where = f"This happened in task {task.name!r} of the evaluator."
+        error.add_note(where + _hint(error))
+        raise
+    if jax.tree.leaves(score) != [score] or score.shape != ():
+        raise ValueError(
+            f"The metric of task {task.name!r} must return one number for all examples, but "
+            f"returned {score}. A metric that returns one value per example is "
+            "`mapjax.metrics.Metric(function, per_example=True)`."
+        )
+    if jnp.issubdtype(score.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"The metric of task {task.name!r} returned {score.dtype}, and complex numbers "
+            "have no order: return a real one, such as their absolute value."
+        )
+
+
+def _hint(error: Exception) -> str:
     """Say what usually makes JAX raise an error in `predict` or in a metric."""
     name = type(error).__name__
     if name in ("TracerArrayConversionError", "TracerBoolConversionError"):

@@ -1,6 +1,8 @@
 """The program that an evaluation compiles to, and the memory that it takes."""
 
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +14,10 @@ from jaxtyping import Array, PyTree
 
 from mapjax.evaluation._task import Task
 
+BATCH_SIZE = 2048
+"""The most examples that are predicted at once, where memory allows it."""
+_LEAST_BATCH = 32
+_FREE_SHARE = 0.8
 MOST_FORWARD = 1
 """Of so many coefficients the derivative is as cheap in forward mode."""
 
@@ -93,6 +99,60 @@ def evaluate(
 
     kinds = {"scores": scores, "outputs": outputs, "both": both, "jacobian": jacobian}
     return jax.lax.map(kinds[kind], c, batch_size=max(1, min(chunk, c.shape[0])))
+
+
+def compile_to_fit(
+    compile_for: Callable[[int, int], Program],
+    chunk_size: int | None,
+    batch_size: int | None,
+    memory_limit: int | None,
+) -> Program:
+    """Compile for as much at once as memory allows; the compiler says what it needs.
+
+    Args:
+        compile_for: From sizes of a chunk and of a batch to a program.
+        chunk_size: Candidates at once, where it is not to be chosen.
+        batch_size: Examples at once, where it is not to be chosen.
+        memory_limit: Bytes that a device may hold, or None for what is free.
+    """
+    chunk = chunk_size or (1 if jax.default_backend() == "cpu" else 16)
+    batch = batch_size or BATCH_SIZE
+    program = compile_for(chunk, batch)
+    fixed = program.argument_bytes  # on the device already, and so not free
+    limit = memory_limit or fixed + int(_FREE_SHARE * free_memory())
+    while program.peak_bytes > limit:
+        if chunk_size is None and chunk > 1:
+            each = (program.peak_bytes - fixed) / chunk
+            chunk = min(chunk - 1, max(1, int((limit - fixed) / each)))
+        elif batch_size is None and batch > _LEAST_BATCH:
+            batch //= 2
+        else:
+            warnings.warn(
+                f"Evaluating {chunk} candidate(s) at once needs "
+                f"{program.peak_bytes / 2**30:.1f} GiB, of which {limit / 2**30:.1f} "
+                f"GiB may be used. Lower `batch_size` (now {batch}), or shard the "
+                "parameters over more devices.",
+                stacklevel=5,
+            )
+            break
+        program = compile_for(chunk, batch)
+    return program
+
+
+def signature(arrays: PyTree, static: PyTree) -> Any:
+    """Give what two evaluations have in common if one program serves both."""
+    given, structure = jax.tree.flatten(arrays)
+    rest, frame = jax.tree.flatten(static)
+    kinds = [
+        (x.shape, x.dtype, getattr(x, "weak_type", False), getattr(x, "sharding", None))
+        for x in given
+    ]
+    known = structure, frame, *kinds, *rest
+    try:
+        hash(known)
+    except TypeError:  # what holds a list or the like is equal to nothing
+        return object()
+    return known
 
 
 def free_memory() -> int:

@@ -77,6 +77,13 @@ class OutputSurrogate(eqx.Module):
         """Whether every metric has a derivative that says something."""
         return all(task.metric.differentiable for task in self.tasks)
 
+    @property
+    def part(self) -> "OutputSurrogate | None":
+        """The same of a part of the examples; None where they are too few to be parted."""
+        if not any(task.can_part for task in self.tasks):
+            return None
+        return eqx.tree_at(lambda s: s.tasks, self, tuple(t.part() for t in self.tasks))
+
     @eqx.filter_jit  # as metrics may be the users' own
     def __call__(
         self, coefficients: Float[ArrayLike, "*batch coefficients"]
