@@ -151,7 +151,7 @@ def bayesian_front(
     first = min(budget, run.domain.num_first + (not isinstance(run.family, Outputs)))
     size = batch_size or max(1, math.ceil((budget - first) / _MOST_ROUNDS))
     size = min(size, _NUM_CANDIDATES)
-    start = run.domain.sample(first, design_key)
+    start = run.domain.design_beside(first, design_key, run.recorder.is_given)
     with run.keeping_samples():
         run.evaluate(start)
         for done in [*range(first, budget, size), budget]:
@@ -223,7 +223,7 @@ def _near_front(run: Run, key: PRNGKey) -> np.ndarray:
     step = _LEAST_STEP * 10 ** rng.random((len(near), 1)) * rng.normal(size=near.shape)
     near = np.clip(near + step * (upper - lower), lower, upper)
     near = np.asarray(run.domain.place(near))
-    fresh = run.domain.fresh(_NUM_CANDIDATES // 8, design_key)
+    fresh = run.domain.fresh(_NUM_CANDIDATES // 8, design_key, run.recorder.is_known)
     return np.concatenate([front, near, fresh]).astype(front.dtype)
 
 

@@ -1,6 +1,7 @@
 """Where a driver may go: a box of coefficients, or the mixtures of the experts."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +14,9 @@ from mapjax.design import make_design, to_simplex
 from mapjax.evaluation import Problem
 
 _NEAREST = 1e-3
+_MOST_DRAWS = 10
+
+IsKnown = Callable[[Any], np.ndarray]
 
 
 class Domain(eqx.Module):
@@ -77,11 +81,35 @@ class Domain(eqx.Module):
         shape: dict[str, Any] = dict(bounds=self.bounds, num_experts=self.num_experts)
         return make_design(self.design, count, len(self.lower), key=key, **shape)
 
-    def fresh(self, count: int, key: PRNGKey) -> np.ndarray:
-        """Draw points beyond those that come first in every design."""
-        if not count:
-            return np.zeros((0, len(self.lower)), np.float32)
-        return np.asarray(self.sample(self.num_first + 1 + count, key))[-count:]
+    def design_beside(self, count: int, key: PRNGKey, is_known: IsKnown) -> np.ndarray:
+        """Make the design with other points in the place of known ones.
+
+        The base, or the uniform mixture, and the experts stay.
+        """
+        num_start = 1 + self.num_experts
+        more = self.fresh(count - num_start, key, is_known, num_start)
+        return np.concatenate([self.sample(num_start, key), more])
+
+    def fresh(
+        self, count: int, key: PRNGKey, is_known: IsKnown, num_skipped: int | None = None
+    ) -> np.ndarray:
+        """Draw points of the design that are not known, beyond those that come first.
+
+        Args:
+            count: How many.
+            key: A typed key.
+            is_known: Tells of points `[points, coefficients]` which are to be passed over.
+            num_skipped: How many come first; by default those of every design.
+        """
+        skipped = self.num_first + 1 if num_skipped is None else num_skipped
+        size, found = 0, np.zeros((0, len(self.lower)), np.float32)
+        for _ in range(_MOST_DRAWS):  # some designs repeat themselves
+            if len(found) >= count:
+                break
+            size += count - len(found)
+            points = np.asarray(self.sample(skipped + size, key))[skipped:]
+            found = points[~is_known(points)]
+        return found[:count]
 
     def start(self, count: int, key: PRNGKey) -> np.ndarray:
         """Draw points for a search to begin from; none where those of the box will do.

@@ -76,7 +76,8 @@ def map_front(
             average over preferences.
         design: Where to sample at first; a name from `mapjax.design`, by default
             "multiscale", or on the simplex "dirichlet". The base and the experts come
-            first, the uniform merge next; on the simplex there is no base, and for "axial",
+            first, and are all of it where outputs are predicted, but for `rounds=1`; the
+            uniform merge comes next. On the simplex there is no base, and for "axial",
             the default for `rules.react`, there are no experts, but mixtures around the
             uniform one.
         link: "identity", "sigmoid" or "softplus", for all tasks or for each. By default
@@ -147,7 +148,7 @@ def map_front(
     )
     batches = _batches(run, rounds)
     design_key, key = jax.random.split(key)
-    first = run.domain.sample(batches[0], design_key)
+    first = run.domain.design_beside(batches[0], design_key, run.recorder.is_given)
     with run.keeping_samples():
         run.evaluate(first)
         for count in [*batches[1:], 0]:

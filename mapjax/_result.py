@@ -38,6 +38,10 @@ class RESULTS(eqx.Enumeration):
     )
 
 
+UNDETERMINED = (RESULTS.few_samples, RESULTS.rank_deficient)
+"""With these, a predicted front may lie where the surrogate knows nothing."""
+
+
 def judge(scores: np.ndarray, needed: int) -> RESULTS:
     """Say what is wrong with the scores `[samples, tasks]`, the worst first.
 

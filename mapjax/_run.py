@@ -175,7 +175,7 @@ class Run:
         left, given = self.budget // self.cost, self.recorder.num_given
         if given:
             start = self.domain.sample(self.num_start, self.key)  # the same for any key
-            left -= given - self.recorder.count_given(start)
+            left -= given - int(self.recorder.is_given(start).sum())
         return max(left, self.num_start)
 
     @contextmanager
@@ -291,7 +291,8 @@ class Run:
             draws = scores + errors[:count, : len(candidates)]
             new = self.domain.is_new(candidates, self.recorder.samples.coefficients)
             chosen = candidates[search.propose(draws * self.signs, preferences, new)]
-            more = self.domain.fresh(count - len(chosen), preference_key)
+            missing = count - len(chosen)
+            more = self.domain.fresh(missing, preference_key, self.recorder.is_known)
         return np.concatenate([chosen, more.astype(chosen.dtype)])
 
     def expected_gain(self) -> float:

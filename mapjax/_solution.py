@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from mapjax import pareto
 from mapjax._checks import check_choice
 from mapjax._picking import choose, own_or_better
-from mapjax._result import RESULTS, Front, Point, Samples
+from mapjax._result import RESULTS, UNDETERMINED, Front, Point, Samples
 from mapjax._sizes import USUAL_POINTS, padded, usual
 from mapjax._solution_file import read_solution, why_no_surrogate, write_solution
 from mapjax._types import ArrayLike, Direction
@@ -32,8 +32,8 @@ class Solution(eqx.Module):
     Attributes:
         front: The front as predicted by the surrogate.
         samples: Every real evaluation, in order: first those of other runs in `save_to`,
-            then the base, each expert, and the uniform merge where the budget allowed it (on
-            the simplex no base, in an "axial" design no expert), last those made to verify.
+            then the base and each expert (on the simplex no base, in an "axial" design no
+            expert), from a design of more merges the uniform one, last those made to verify.
         verified: The best of the samples: those that no other sample dominates. None
             unless verification was asked for.
         surrogate: From `[candidates, coefficients]` to predicted scores
@@ -92,6 +92,7 @@ class Solution(eqx.Module):
         weighted sum takes that merge, unless one of the front is predicted to be better by
         more than the luckiest of predictions. Where there are no errors to tell luck by, or
         no surrogate, as after `load` from a file that could not hold it, it stays with that.
+        Where samples do not determine the surrogate, as `result` says, it takes one of them.
 
         Args:
             preference: Non-negative weights over the tasks, in order or by name (tasks
@@ -128,6 +129,8 @@ class Solution(eqx.Module):
         weights = equal if preference is None else self._per_task(preference, "preference")
         as_preference(weights, len(weights))
         front, signs = self._front(verified), minimising_signs(self.directions)
+        if self.result in UNDETERMINED and not verified:
+            front = Front(self.samples.coefficients, self.samples.scores)
         wishes = None
         if at_least is not None:
             # In the dtype of the scores, of which one may be just what is wished.

@@ -261,3 +261,25 @@ def test_drivers_say_where_preferences_have_merges_of_their_own(tmp_path):
     tree = mj.nested_front(evaluator, key=KEY, num_points=20, budget=8)
     assert not mixed.by_preference
     assert not tree.by_preference
+
+
+@pytest.mark.parametrize("result", [RESULTS.few_samples, RESULTS.rank_deficient])
+def test_a_front_that_samples_do_not_determine_is_not_picked_from(result):
+    solution = solve(bonus=5.0, result=result, by_preference=False)
+    for t, task in enumerate(TASKS):
+        np.testing.assert_array_equal(solution.pick({task: 1.0}), np.eye(3)[t])
+    np.testing.assert_array_equal(solution.pick(at_least={"b": 0.7}), np.eye(3)[1])
+    sure = solve(bonus=5.0, by_preference=False)
+    assert not np.isin(sure.pick({"a": 1.0}), (0.0, 1.0)).all()
+
+
+def test_eight_experts_and_too_few_evaluations_pick_no_corner_of_the_box():
+    def evaluate(c):  # all want to be near their own expert
+        return -((np.asarray(c)[:, None] - np.eye(8)) ** 2).sum(2)
+
+    with pytest.warns(UserWarning, match="fewer usable samples"):
+        solution = mj.map_front(
+            evaluate, num_coefficients=8, budget=24, num_generations=20, key=KEY
+        )
+    picked = evaluate(solution.pick()[None]).mean()
+    assert picked >= solution.samples.scores.mean(axis=1).max() - 1e-6

@@ -223,7 +223,7 @@ def test_a_record_serves_with_64_bits_too(tmp_path):
     make_recorder(evaluator, path, keep_outputs=True)(C[:3])
     with jax.enable_x64(True):
         again = make_recorder(evaluator, path, keep_outputs=True, run="other")
-        assert again.num_given == again.count_given(C.astype(float)[:3]) == 3
+        assert again.num_given == again.is_given(C.astype(float)[:3]).sum() == 3
         again(C.astype(float)[:3])
         assert again.num_new == 0
         assert again.samples.coefficients.dtype == float

@@ -105,6 +105,28 @@ def test_the_whole_budget_is_spent_where_the_front_is_all_known():
     assert len(np.unique(solution.samples.coefficients, axis=0)) == 20
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(rounds=1),
+        dict(),
+        pytest.param(dict(bounds="simplex"), marks=pytest.mark.slow),
+        pytest.param(dict(design="d_optimal"), marks=pytest.mark.slow),
+        pytest.param(dict(driver=mj.bayesian_front), marks=pytest.mark.slow),
+    ],
+)
+def test_a_higher_budget_is_spent_on_merges_that_are_not_in_the_file(tmp_path, options):
+    def evaluate(c):
+        return np.stack([1 - (c**2).sum(1), 1 - ((1 - c) ** 2).sum(1)], axis=1)
+
+    driver = options.pop("driver", mj.map_front)
+    options |= dict(num_coefficients=2, num_generations=5, progress=False)
+    options |= dict(save_to=tmp_path / "samples.jsonl")
+    for budget, reused in ((14, 0), (24, 14), (24, 24)):  # the last, once more, is the same
+        stats = driver(evaluate, budget=budget, key=KEY, **options).stats
+        assert (stats["num_evaluations"], stats["num_reused"]) == (budget, reused)
+
+
 def test_what_a_type_checker_would_find_is_refused_without_one():
     """In a process of its own, as the tests check types before anything else does."""
     code = """

@@ -4,6 +4,7 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,17 @@ class Recorder:
         rows = np.array([self._row(key) for key in done], self._dtype).reshape(-1, n)
         return Samples(jnp.asarray(rows), jnp.asarray(self._scores_of(done)))
 
-    def count_given(self, coefficients: Any) -> int:
-        """Say how many of some merges other runs have left in the file."""
-        given = set(list(self._asked)[: self.num_given])
+    def is_given(self, coefficients: Any) -> np.ndarray:
+        """Tell which of some merges other runs have left in the file."""
+        return self._are_among(coefficients, set(list(self._asked)[: self.num_given]))
+
+    def is_known(self, coefficients: Any) -> np.ndarray:
+        """Tell which of some merges are samples."""
+        return self._are_among(coefficients, self._asked)
+
+    def _are_among(self, coefficients: Any, keys: Collection[bytes]) -> np.ndarray:
         rows = np.ascontiguousarray(coefficients, self._dtype)
-        return sum(_key(row) in given for row in rows)
+        return np.array([_key(row) in keys for row in rows], bool)
 
     def outputs(self) -> list[PyTree]:
         """Give what the metrics saw, `[samples, examples, ...]` for each task."""
