@@ -15,11 +15,9 @@ from mapjax._algebra import matmul, norms, svd
 from mapjax._checks import check_least
 from mapjax._jit import jit
 from mapjax._low_rank import Factored, LowRank
+from mapjax._tensors import AT_ONCE
 from mapjax._types import ArrayLike, wide, widened
 from mapjax.task_vectors import TaskVectors, merge_leaves, read_coefficients
-
-_AT_ONCE = 2**24
-"""Matrices are decomposed together while they hold no more numbers."""
 
 
 def from_lora(
@@ -309,7 +307,7 @@ def _decompose(
     count, rows, columns = shape
     flat = jnp.stack([v.reshape(shape) for v in vectors]).reshape(-1, rows, columns)
 
-    found = svd(widened(flat), max(1, _AT_ONCE // (rows * columns)))
+    found = svd(widened(flat), max(1, AT_ONCE // (rows * columns)))
     left, values, right = (x.reshape(-1, count, *x.shape[1:]) for x in found)
     return left, values, right
 

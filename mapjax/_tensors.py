@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from mapjax import _tree
 from mapjax._low_rank import LowRank
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
+
+AT_ONCE = 2**24
+"""Tensors of one shape are worked on together while they hold no more numbers."""
 
 
 def edit_tensors(
@@ -99,16 +103,20 @@ def sum_tasks(v: Array) -> Array:
 
 
 def map_by_shape(function: Callable[..., Array], *columns: Sequence[Array]) -> list[Array]:
-    """Apply a function to each tensor, all of one shape at once, on the CPU one by one.
+    """Apply a function to each tensor: of one shape as many at once as fit `AT_ONCE`.
 
     For what is slow to compile: a program holds it once for each shape, not for each tensor.
-    On the CPU, batches of decompositions and solves can wait for each other for ever; see
-    `mapjax._algebra.svd`.
+    On the CPU one by one, as batches of decompositions and solves can wait there for each
+    other for ever; see `mapjax._algebra.svd`.
 
     Args:
         function: From one entry of each column.
         *columns: Arrays for each tensor.
     """
+
+    def one(row: tuple[Array, ...]) -> Array:
+        return function(*row)
+
     groups: dict[Any, list[int]] = {}
     for i, row in enumerate(zip(*columns, strict=True)):
         groups.setdefault(tuple((x.shape, x.dtype) for x in row), []).append(i)
@@ -117,10 +125,13 @@ def map_by_shape(function: Callable[..., Array], *columns: Sequence[Array]) -> l
         if len(members) == 1:  # as it is, without a copy
             results[members[0]] = function(*(c[members[0]] for c in columns))
             continue
+        rows = tuple(jnp.stack([c[i] for i in members]) for c in columns)
+        each = sum(math.prod(x.shape[1:]) for x in rows)
+        at_once = max(1, min(AT_ONCE // max(each, 1), len(members)))
         batch = lax.platform_dependent(
-            tuple(jnp.stack([c[i] for i in members]) for c in columns),
-            cpu=lambda rows: lax.map(lambda row: function(*row), rows),
-            default=lambda rows: jax.vmap(function)(*rows),
+            rows,
+            cpu=lambda rows: lax.map(one, rows),
+            default=lambda rows, k=at_once: lax.map(one, rows, batch_size=k),
         )
         results |= zip(members, batch, strict=True)
     return [results[i] for i in range(len(results))]

@@ -4,12 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from mapjax._tensors import tensors
+from mapjax._tensors import map_by_shape, tensors
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 
@@ -23,9 +21,6 @@ kernel `[in, heads, features]`, and `()` for a tensor that is not to be edited a
 """
 
 Axes = tuple[int, ...]
-
-AT_ONCE = 2**24
-"""Matrices of one shape are decomposed together while they hold no more numbers."""
 
 
 class Shape(NamedTuple):
@@ -64,7 +59,7 @@ def matrix_shapes(
             "a shape that gives the input axes."
         )
     found = {
-        path: _matrix_shape(path, v[0], input_axes)
+        path: _matrix_shape(path, v.shape[1:], v.dtype, input_axes)
         for path, v in tensors(task_vectors).items()
     }
     if not any(found.values()):
@@ -76,21 +71,22 @@ def matrix_shapes(
     return found
 
 
-def _matrix_shape(path: str, v: Array, input_axes: InputAxes) -> Shape | None:
-    if v.ndim < 2 or v.size == 0 or not jnp.issubdtype(v.dtype, jnp.floating):
+def _matrix_shape(
+    path: str, shape: tuple[int, ...], dtype: Any, input_axes: InputAxes
+) -> Shape | None:
+    if len(shape) < 2 or 0 in shape or not jnp.issubdtype(dtype, jnp.floating):
         return None
+    every = range(len(shape))
     if callable(input_axes):
-        axes = tuple(input_axes(path, v.shape))
-        if len(set(axes)) != len(axes) or not set(axes) < set(range(v.ndim)):
+        axes = tuple(input_axes(path, shape))
+        if len(set(axes)) != len(axes) or not set(axes) < set(every):
             raise ValueError(
-                f"`input_axes` gave {axes} for leaf {path} of shape {v.shape}: give some, "
-                f"but not all, of the axes 0 to {v.ndim - 1}, or () to leave it out."
+                f"`input_axes` gave {axes} for leaf {path} of shape {shape}: give some, "
+                f"but not all, of the axes 0 to {every[-1]}, or () to leave it out."
             )
-    elif input_axes == "leading":
-        axes = tuple(range(v.ndim - 1))
     else:
-        axes = tuple(range(1, v.ndim))
-    return matrix_shape(v.shape, axes) if axes else None
+        axes = tuple(every[:-1] if input_axes == "leading" else every[1:])
+    return matrix_shape(shape, axes) if axes else None
 
 
 def matrix_shape(shape: tuple[int, ...], axes: Axes) -> Shape:
@@ -125,52 +121,38 @@ def edit_matrices(
     shapes: tuple[Shape | None, ...],
     edit: Callable[..., Float[Array, "tasks inputs outputs"]],
     others: Callable[[Array], Array],
-    data: Sequence[Any] | None = None,
+    data: Sequence[tuple[Array, ...] | None] | None = None,
 ) -> list[Array]:
     """Edit each matrix by one rule and each other tensor by another.
 
-    Matrices of equal shape make one batch, so that a program has one decomposition for each
-    shape. Large ones run one after the other, which keeps the factors of one in memory.
+    A program has one decomposition for each shape; see `map_by_shape`.
 
     Args:
         vectors: Of every tensor `[tasks, ...]`.
         shapes: How each is a matrix.
         edit: From matrices in float32 at least, and what `data` holds for them, to matrices.
         others: From vectors of any other tensor, in float32 at least, to vectors.
-        data: What else belongs to each tensor, a pytree; not read where it is no matrix.
+        data: What else belongs to each tensor, arrays; not read where it is no matrix.
     """
-    groups: dict[Any, list[int]] = {}
-    edited: list[Any] = [None] * len(vectors)
-    for i, (v, shape) in enumerate(zip(vectors, shapes, strict=True)):
-        if shape is None:
-            edited[i] = others(widened(v)).astype(v.dtype)
-        else:
-            groups.setdefault((shape[1:], v.dtype), []).append(i)
-    for members in groups.values():
-        chosen = [(shape, i) for i in members if (shape := shapes[i]) is not None]
-        matrices = jnp.stack([to_matrices(vectors[i], shape) for shape, i in chosen])
-        extra = [data[i] for i in members] if data is not None else [()] * len(members)
-        extra = jax.tree.map(lambda *x: jnp.stack(x), *extra)
+    found = [(i, shape) for i, shape in enumerate(shapes) if shape is not None]
+    columns: list[Sequence[Array]] = [
+        [to_matrices(vectors[i], shape) for i, shape in found]
+    ]
+    if data is not None:
+        columns += zip(*(data[i] for i, _ in found), strict=True)
 
-        def one(given: Any) -> Array:
-            m, extra = given
-            return edit(widened(m), *extra).astype(m.dtype)
+    def one(m: Array, *extra: Array) -> Array:
+        return edit(widened(m), *extra).astype(m.dtype)
 
-        results = _batched(one, (matrices, extra), matrices.size)
-        for k, (shape, i) in enumerate(chosen):
-            edited[i] = from_matrices(results[k], vectors[i], shape)
-    return edited
-
-
-def _batched(one: Callable[[Any], Array], given: Any, size: int) -> Array:
-    """Apply a rule to the matrices of one shape, together if that is safe and fits."""
-
-    def each(given: Any) -> Array:
-        return lax.map(one, given)
-
-    # On the CPU decompositions must not be batched: see `_algebra.svd`.
-    together = jax.vmap(one) if size <= AT_ONCE else each
-    return lax.platform_dependent(given, cpu=each, default=together)
+    results = map_by_shape(one, *columns)
+    edited = {
+        i: from_matrices(m, vectors[i], shape)
+        for (i, shape), m in zip(found, results, strict=True)
+    }
+    return [
+        edited[i] if i in edited else others(widened(v)).astype(v.dtype)
+        for i, v in enumerate(vectors)
+    ]
 
 
 def mean_parts(v: Float[Array, "tasks ..."]) -> Float[Array, "tasks ..."]:
