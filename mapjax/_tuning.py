@@ -96,7 +96,7 @@ def adamerging(
         )
     c = jnp.clip(jnp.broadcast_to(c, (evaluator.num_coefficients,)), *box)
     rate = jnp.asarray(learning_rate, c.dtype)
-    how = (_adam, (rate, *box), optax.adam(rate).init(c))
+    how = (jax.tree_util.Partial(_adam, rate, *box), optax.adam(rate).init(c))
     return _tune(evaluator, c, how, loss, num_steps, batch_size, key, progress)
 
 
@@ -140,7 +140,7 @@ def frank_wolfe(
     n, c = len(evaluator.expert_names), jnp.zeros(evaluator.num_coefficients)
     if hasattr(evaluator.rule, "bounds"):  # not linear: at zero all experts are alike
         c = jnp.full_like(c, 1 / n)
-    how = (jax.tree_util.Partial(_vertex, n), (), jnp.zeros(()))
+    how = (jax.tree_util.Partial(_vertex, n), jnp.zeros(()))
     return _tune(evaluator, c, how, loss, num_steps, batch_size, key, progress)
 
 
@@ -168,18 +168,17 @@ def _check(evaluator: Any, loss: Any, key: Any, num_steps: int, batch_size: int)
 
 @lenient
 def _adam(
-    numbers: tuple[Array, Array, Array], c: Array, gradient: Array, state: PyTree
+    rate: Array, lower: Array, upper: Array, c: Array, gradient: Array, state: PyTree
 ) -> tuple[Array, PyTree]:
     import optax
 
-    rate, lower, upper = numbers
     updates, state = optax.adam(rate).update(gradient, state)
     c = jax.tree.map(jnp.add, c, updates)
     return jnp.clip(c, lower, upper), state
 
 
 def _vertex(
-    num_experts: int, numbers: tuple, c: Array, gradient: Array, step: Array
+    num_experts: int, c: Array, gradient: Array, step: Array
 ) -> tuple[Array, PyTree]:
     best = jnp.argmin(gradient.reshape(num_experts, -1), axis=0)  # of each group
     corner = jax.nn.one_hot(best, num_experts, axis=0, dtype=c.dtype).ravel()
@@ -189,7 +188,7 @@ def _vertex(
 def _tune(
     evaluator: Evaluator,
     start: Array,
-    how: tuple[Callable[..., Any], Any, PyTree],
+    how: tuple[Callable[..., Any], PyTree],
     loss: Loss,
     num_steps: int,
     batch_size: int,
@@ -197,9 +196,9 @@ def _tune(
     progress: bool | None,
 ) -> Solution:
     begun = time.perf_counter()
-    move, numbers, state = how
+    move, state = how
     rule, tasks, keys = evaluator.rule, evaluator.tasks, jax.random.split(key, num_steps)
-    walked = _walk(rule, tasks, loss, move, numbers, start, state, keys, batch_size)
+    walked = _walk(rule, tasks, loss, move, start, state, keys, batch_size)
     end, losses, taken = (np.asarray(x) for x in walked)
     if not taken.any():
         raise ValueError(
@@ -254,7 +253,6 @@ def _walk(
     tasks: tuple[Task, ...],
     loss: Loss,
     move: Callable[..., tuple[Array, PyTree]],
-    numbers: PyTree,
     start: Float[Array, " coefficients"],
     state: PyTree,
     keys: Key[Array, " steps"],
@@ -273,7 +271,7 @@ def _walk(
     def step(at: tuple[Array, PyTree], key: PRNGKey) -> tuple[Any, tuple[Array, Array]]:
         value, gradient = jax.value_and_grad(total)(at[0], key)
         finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
-        moved = move(numbers, at[0], gradient, at[1])
+        moved = move(at[0], gradient, at[1])
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, at)
         return kept, (value, finite)
 
