@@ -5,14 +5,12 @@ import math
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
+from mapjax._algebra import HIGHEST, matmul
 from mapjax._jit import lenient
 from mapjax._types import ArrayLike, wide, widened
-
-HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class LowRank(eqx.Module):
@@ -47,7 +45,7 @@ class LowRank(eqx.Module):
     def dense(self) -> Inexact[Array, "coefficients ..."]:
         """Multiply the factors out, at the memory of dense vectors."""
         a, b = self.matrices()
-        dense = self.scale[:, None, None] * jnp.matmul(a, b, precision=HIGHEST)
+        dense = self.scale[:, None, None] * matmul(a, b)
         return dense.reshape(self.shape).astype(
             jnp.promote_types(self.a.dtype, self.b.dtype)
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mapjax._algebra import HIGHEST, largest
+from mapjax._algebra import HIGHEST, largest, matmul
 from mapjax._jit import jit
 from mapjax._tensors import base_tensors, sum_tasks, tensors
 from mapjax._types import widened
@@ -238,7 +238,7 @@ def _karcher_weights(
         return jnp.sum(a * dot(a))
 
     def dot(a: Array) -> Array:
-        return jnp.matmul(cosines, a, precision=HIGHEST)
+        return matmul(cosines, a)
 
     pull = jnp.where(norms > 0, w, 0)
     # From one of two opposite directions, every way leads to the other.

@@ -1,8 +1,9 @@
 """NSGA-III's association of points with reference directions, and its niching."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from mapjax._algebra import matmul
 
 
 def associate(
@@ -20,7 +21,7 @@ def associate(
     """
     # The squared distance is |f|^2 - (f.w)^2, smallest for the largest f.w, as none is
     # negative.
-    along = jnp.matmul(directions, columns, precision=jax.lax.Precision.HIGHEST)
+    along = matmul(directions, columns)
     furthest = jnp.max(along, axis=0)
     # On CPUs an argmax takes three times as long as a maximum and a search for it.
     index = jnp.arange(len(directions))[:, None]

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._algebra import HIGHEST
 from mapjax._jit import jit
 from mapjax.surrogate._gradient_rows import append_gradients, gradient_features
-from mapjax.surrogate._least_squares import HIGHEST, Factorization, factorise, leave_one_out
+from mapjax.surrogate._least_squares import Factorization, factorise, leave_one_out
 from mapjax.surrogate._links import delta_weights, per_task
 from mapjax.surrogate._quadratic import Quadratic, curvature_of, quadratic_features
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-HIGHEST = jax.lax.Precision.HIGHEST
+from mapjax._algebra import HIGHEST as HIGHEST
+from mapjax._algebra import matmul
+
 _LEAST_KNOWN = 0.01
 """Eigenvalue, per penalty, of a direction that samples say anything about."""
 
@@ -45,8 +47,8 @@ class Kernel(eqx.Module):
     def weights(self, c: Float[Array, " coefficients"]) -> Float[Array, " rows"]:
         """Give the weight of every sample in the prediction at one merge; they sum to 1."""
         # By eigenvectors, as the inverse of G + ridge would magnify rounding by 1 / ridge.
-        parts = _times(self._centred(c), self.vectors) / (self.values + self.ridge)
-        deviation = _times(self.vectors, parts)
+        parts = matmul(self._centred(c), self.vectors) / (self.values + self.ridge)
+        deviation = matmul(self.vectors, parts)
         return deviation + self.share * (1 - jnp.sum(deviation))
 
     def variance(self, c: Float[Array, " coefficients"]) -> Float[Array, ""]:
@@ -58,17 +60,17 @@ class Kernel(eqx.Module):
     ) -> Float[Array, "points points"]:
         """Give the covariance of several merges, without what single evaluations add."""
         g = jax.vmap(self._centred)(c)
-        mean = _times(jax.vmap(self._with_samples)(c), self.share)
-        prior = _taylor_kernel(self.unit * _times(c, c.T), self.degree)
+        mean = matmul(jax.vmap(self._with_samples)(c), self.share)
+        prior = _taylor_kernel(self.unit * matmul(c, c.T), self.degree)
         prior = prior - mean - mean[:, None] + self.gram_total
         # Features in the directions that samples lie in, of unit prior variance. What the
         # penalty leaves open there is a sum; by the inverse of G + ridge it would be a
         # difference of numbers that are one over the penalty as large.
         known = self.values > _LEAST_KNOWN * self.ridge
         values = jnp.where(known, self.values, 1)
-        features = jnp.where(known, _times(g, self.vectors) / jnp.sqrt(values), 0)
+        features = jnp.where(known, matmul(g, self.vectors) / jnp.sqrt(values), 0)
         left = features * self.ridge / (values + self.ridge)
-        return prior - _times(features, features.T) + _times(left, features.T)
+        return prior - matmul(features, features.T) + matmul(left, features.T)
 
     @property
     def floor(self) -> Float[Array, ""]:
@@ -76,11 +78,11 @@ class Kernel(eqx.Module):
         return self.ridge * (1 + jnp.max(self.share))
 
     def _with_samples(self, c: Array) -> Array:
-        return _taylor_kernel(self.unit * _times(self.samples, c), self.degree)
+        return _taylor_kernel(self.unit * matmul(self.samples, c), self.degree)
 
     def _centred(self, c: Array) -> Array:
         kernel = self._with_samples(c)
-        return kernel - _times(self.share, kernel) - self.gram_mean + self.gram_total
+        return kernel - matmul(self.share, kernel) - self.gram_mean + self.gram_total
 
 
 class Gram(NamedTuple):
@@ -167,7 +169,3 @@ def _taylor_kernel(x: Any, degree: Any, xp: Any = jnp) -> Any:
     """
     quadratic = x + 0.5 * x**2
     return xp.where(degree == 1, x, xp.where(degree == 2, quadratic, xp.expm1(x)))
-
-
-def _times(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=HIGHEST)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-HIGHEST = lax.Precision.HIGHEST
+from mapjax._algebra import HIGHEST, matmul
 
 
 class Factorization(eqx.Module):
@@ -59,7 +59,7 @@ def factorise(
     num_features = features.shape[-1]
     total = jnp.sum(weights[:, 0])
     share = weights / jnp.where(total > 0, total, 1.0)
-    mean = jnp.matmul(share[:, 0], features[:, 0], precision=HIGHEST)
+    mean = matmul(share[:, 0], features[:, 0])
     centred = features.at[:, 0].add(-mean)
     variance = jnp.einsum("kr,krf->f", share, centred**2, precision=HIGHEST)
     matrix = (jnp.sqrt(share)[..., None] * centred).reshape(-1, num_features)
@@ -132,9 +132,9 @@ def leave_one_out(
     usable = jnp.arange(f.singular.size) < f.rank - 1
     damped = jnp.where(usable, f.singular**2 + penalty, 1.0)
     inverse = jnp.where(usable, f.singular / damped, 0.0)
-    slopes = jnp.matmul(inverse * projected, f.right, precision=HIGHEST)
+    slopes = matmul(inverse * projected, f.right)
     centred = features.at[:, 0].add(-f.mean)
-    fitted = jnp.matmul(centred / f.scale, slopes, precision=HIGHEST)
+    fitted = matmul(centred / f.scale, slopes)
     fitted = fitted.at[:, 0].add(mean)
 
     hat = f.singular * inverse
@@ -149,7 +149,7 @@ def _residual_left_out(
     threshold = float(jnp.finfo(hat.dtype).eps) ** 0.5
     if residual.shape[1] == 1:
         left = f.left[:, 0]
-        free = 1 - f.share[:, 0] - jnp.matmul(left**2, hat, precision=HIGHEST)
+        free = 1 - f.share[:, 0] - matmul(left**2, hat)
         defined = free > threshold
         return jnp.where(defined, residual[:, 0] / jnp.where(defined, free, 1.0), jnp.nan)
     block = jnp.einsum("krf,ksf->krs", f.left * hat, f.left, precision=HIGHEST)

@@ -4,15 +4,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
+from mapjax._algebra import HIGHEST
 from mapjax._jit import jit, unchecked
 from mapjax._types import ArrayLike, PRNGKey
 from mapjax.surrogate._checks import check_width
 from mapjax.surrogate._links import per_task
-
-HIGHEST = lax.Precision.HIGHEST
 
 
 class Quadratic(eqx.Module):

@@ -8,8 +8,9 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from mapjax import _tree
+from mapjax._algebra import apart, matmul, side_by_side
 from mapjax._jit import jit
-from mapjax._low_rank import HIGHEST, LowRank
+from mapjax._low_rank import LowRank
 from mapjax.task_vectors import TaskVectors
 
 _SMALLEST = 1e-5
@@ -127,7 +128,7 @@ def _to_cores(v: LowRank) -> tuple[Array, Array, Array | None]:
 def _cores(v: LowRank) -> tuple[Array, ...]:
     a, b = v.matrices()
     (left, s), (right, t) = _left_basis(a), _left_basis(jnp.swapaxes(b, 1, 2))
-    cores = _times(_times(left.T, a), _times(b, right))
+    cores = matmul(matmul(left.T, a), matmul(b, right))
     return v.scale[:, None, None] * cores, left, right, s, t
 
 
@@ -142,11 +143,9 @@ def _aligned(v: LowRank) -> tuple[Array, Array, Array]:
     a, b = v.matrices()
     (left, _), n = _left_basis(a), len(a)
     # Their columns hold all that the differences do: a small matrix to decompose.
-    inside = v.scale[:, None, None] * _times(_times(left.T, a), b)
-    beside = jnp.moveaxis(inside, 0, 1).reshape(inside.shape[1], -1)
-    u, s, aligned = jnp.linalg.svd(beside, full_matrices=False)
-    aligned = jnp.moveaxis(aligned.reshape(len(s), n, -1), 1, 0)
-    return aligned, _times(left, u * s), s
+    inside = v.scale[:, None, None] * matmul(matmul(left.T, a), b)
+    u, s, aligned = jnp.linalg.svd(side_by_side(inside), full_matrices=False)
+    return apart(aligned, n), matmul(left, u * s), s
 
 
 @jit
@@ -155,7 +154,7 @@ def _leave(v: LowRank, edited: Array, left: Array, right: Array | None) -> LowRa
     if right is None:
         a, b = jnp.broadcast_to(left, (n, *left.shape)), edited
     else:
-        a, b = _times(left, edited), jnp.broadcast_to(right, (n, *right.shape))
+        a, b = matmul(left, edited), jnp.broadcast_to(right, (n, *right.shape))
     rows, columns = v.a.shape[:-1], v.b.shape[2:]
     return LowRank(
         a.reshape(*rows, -1).astype(v.a.dtype),
@@ -182,10 +181,5 @@ def _left_basis(factors: Array) -> tuple[Array, Array]:
     Args:
         factors: `[experts, side, rank]`.
     """
-    beside = jnp.moveaxis(factors, 0, 1).reshape(factors.shape[1], -1)
-    u, s, _ = jnp.linalg.svd(beside, full_matrices=False)
+    u, s, _ = jnp.linalg.svd(side_by_side(factors), full_matrices=False)
     return u, s
-
-
-def _times(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=HIGHEST)

@@ -11,6 +11,7 @@ from jax import lax
 from jax.extend import core
 from jaxtyping import Array, Float
 
+from mapjax._algebra import HIGHEST, matmul
 from mapjax._jit import automatic
 from mapjax._types import widened
 
@@ -280,7 +281,7 @@ def _find_convolution(
             params["padding"],
             params["lhs_dilation"],
             params["rhs_dilation"],
-            precision=lax.Precision.HIGHEST,
+            precision=HIGHEST,
         )
         return jnp.moveaxis(patches, 1, -1).reshape(-1, patches.shape[1])
 
@@ -304,7 +305,7 @@ def _see(product: Product, x: Array, seen: dict[str, Gram]) -> None:
 @automatic
 def _moments(rows: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
     flat = rows(x)
-    matrix = jnp.matmul(flat.T, flat, precision=lax.Precision.HIGHEST)
+    matrix = matmul(flat.T, flat)
     return matrix, jnp.asarray(len(flat), x.dtype)
 
 
