@@ -141,7 +141,8 @@ def _grams(
         pieces = _sampled(sizes, most / total, pieces)
     read = dict.fromkeys(sizes, 0)
     grams = {name: np.zeros((len(everything),) * 2) for name in sizes}
-    bad, num_bytes = set(), [0]
+    bad: set[str] = set()
+    results: list[tuple[str, int, np.ndarray, int]] = []
 
     def work(piece: Piece) -> None:
         rows = np.empty((len(everything), piece.size), np.float32)
@@ -157,19 +158,15 @@ def _grams(
         rows[1:] -= rows[0]
         if not np.isfinite(rows).all():
             bad.add(piece.name)
-        # Threads share sums: one addition at a time is one operation of the interpreter.
-        gram = _products(rows)
-        results.append((piece.name, piece.size, gram, nbytes))
+        results.append((piece.name, piece.size, _products(rows), nbytes))
 
-    results: list[tuple[str, int, np.ndarray, int]] = []
     run(pieces, work, workers=inputs.workers, memory=memory - inputs.held)
-    for name, count, gram, nbytes in results:
+    for name, count, gram, _ in results:
         read[name] += count
         grams[name] += gram
-        num_bytes[0] += nbytes
     scaled = {n: grams[n] * (sizes[n] / read[n]) for n in sizes if read[n]}
     share = sum(read.values()) / max(total, 1)
-    return scaled, share, sorted(bad), num_bytes[0]
+    return scaled, share, sorted(bad), sum(nbytes for *_, nbytes in results)
 
 
 def _products(rows: np.ndarray) -> np.ndarray:

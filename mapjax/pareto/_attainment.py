@@ -20,7 +20,7 @@ def attainment_band(
 
     Args:
         draws: `[draws, points, 2]`, minimised: objectives of all points, drawn jointly from
-            what is believed of them, as `surrogate.draw` does.
+            what is believed of them: predictions plus a surrogate's `errors`.
         levels: Of the first objective, `[levels]`.
         probability: Share of the draws within the band at a level, above 0 and below 1.
 

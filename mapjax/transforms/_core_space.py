@@ -40,11 +40,9 @@ def core_space(task_vectors: TaskVectors, transform: Transform) -> TaskVectors:
 
     Example:
         >>> import jax.numpy as jnp, mapjax as mj
-        >>> from mapjax import transforms
-        >>> from mapjax._lora import from_lora
         >>> pair = jnp.ones((8, 1)), jnp.ones((1, 8))
-        >>> tv = from_lora(jnp.zeros((8, 8)), {"mnist": {"(root)": pair}})
-        >>> core_space(tv, transforms.ties).vectors.shape
+        >>> tv = mj.from_lora(jnp.zeros((8, 8)), {"mnist": {"(root)": pair}})
+        >>> core_space(tv, mj.transforms.ties).vectors.shape
         (1, 8, 8)
 
     References:
