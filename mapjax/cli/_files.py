@@ -159,17 +159,6 @@ def _dtype(name: str | None) -> Any:
     return BY_NAME[name]
 
 
-def describe_plan(plan: "MergePlan") -> dict[str, Any]:
-    """Say what a merge does, for machines."""
-    return {
-        "merged": list(plan.merged),
-        "left_alone": plan.left_alone,
-        "peak_memory": plan.peak_memory,
-        "bytes_read": plan.bytes_read,
-        "bytes_written": plan.bytes_written,
-    }
-
-
 def size(nbytes: float | int) -> str:
     """Write a number of bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -1,5 +1,6 @@
 """`mapjax merge`: checkpoints in, a merged checkpoint out."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,6 @@ import tyro
 from mapjax.cli._errors import UsageError, told
 from mapjax.cli._files import (
     check_paths,
-    describe_plan,
     merge_checkpoints,
     print_json,
     read_memory,
@@ -99,7 +99,7 @@ def merge(
         )
     if json:
         done = {"output": str(output), "coefficients": c, "rule": str(chosen)}
-        print_json(done | {"dry_run": dry_run} | describe_plan(plan))
+        print_json(done | {"dry_run": dry_run} | dataclasses.asdict(plan))
         return
     would = "Would merge" if dry_run else "Merged"
     print(

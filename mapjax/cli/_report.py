@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import numpy as np
 from mapjax.alignment._shared_base import compare_with_base
 from mapjax.io import AbstractCheckpoint, open_checkpoint
 from mapjax.io._inputs import Inputs, check_inputs
-from mapjax.io._plan import Piece, cut, peak
+from mapjax.io._plan import Piece, cut, make_plan
 from mapjax.io._recipe import Recipe, schedule
 from mapjax.io._stream import run
 
@@ -259,14 +260,10 @@ def _verdicts(norms: dict[str, Any]) -> list[str]:
 def _plan(inputs: Inputs, memory: int, rate: float | None) -> dict[str, Any]:
     zeros = np.zeros(len(inputs.experts))
     order = schedule(inputs, Recipe(zeros, None, False, None), memory)
-    read = sum(c.nbytes for c in (inputs.base, *inputs.experts))
-    written = inputs.base.nbytes
+    plan = make_plan(inputs, (order.pieces,), memory, inputs.base.nbytes)
+    nbytes = plan.bytes_read + plan.bytes_written
     return {
-        "num_merged": len(inputs.merged),
-        "merged": list(inputs.merged),
-        "left_alone": inputs.left_alone,
-        "peak_memory": peak(inputs, order.pieces, memory),
-        "bytes_read": read,
-        "bytes_written": written,
-        "seconds": (read + written) / rate if rate else None,
+        "num_merged": len(plan.merged),
+        **dataclasses.asdict(plan),
+        "seconds": nbytes / rate if rate else None,
     }

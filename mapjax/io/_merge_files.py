@@ -11,8 +11,8 @@ from mapjax._keys import check_key
 from mapjax._progress import progress_bar
 from mapjax.io._inputs import Inputs, check_inputs, read_coefficients, read_experts
 from mapjax.io._open import open_checkpoint
-from mapjax.io._plan import MergePlan, Piece, peak
-from mapjax.io._recipe import Recipe, Schedule, compute, copied, schedule
+from mapjax.io._plan import MergePlan, Piece, make_plan
+from mapjax.io._recipe import Recipe, compute, copied, schedule
 from mapjax.io._shards import Form, Shards, check_output, new_safetensors, shards_like
 from mapjax.io._stream import run
 from mapjax.io._thresholds import find_thresholds, first_pass
@@ -99,9 +99,9 @@ def merge_files(
             first_pass(inputs, transform, memory) if isinstance(transform, TIES) else []
         )
         shards, forms = _output(inputs, Path(output))
-        plan = _plan(
-            inputs, order, groups, memory, check_output(Path(output), shards, forms)
-        )
+        written = check_output(Path(output), shards, forms)
+        first = [piece for group in groups for piece in group]
+        plan = make_plan(inputs, (first, order.pieces), memory, written)
         if dry_run:
             return plan
         for checkpoint in opened if verify else ():
@@ -181,23 +181,6 @@ def _output(inputs: Inputs, output: Path) -> tuple[Shards, dict[str, Form]]:
         for name, info in inputs.base.tensors.items()
     }
     return shards, forms
-
-
-def _plan(
-    inputs: Inputs,
-    order: Schedule,
-    groups: list[list[Piece]],
-    memory: int,
-    written: int,
-) -> MergePlan:
-    first = [piece for group in groups for piece in group]
-    return MergePlan(
-        merged=inputs.merged,
-        left_alone=inputs.left_alone,
-        peak_memory=max(peak(inputs, first, memory), peak(inputs, order.pieces, memory)),
-        bytes_read=sum(c.nbytes for c in (inputs.base, *inputs.experts)),
-        bytes_written=written,
-    )
 
 
 @contextlib.contextmanager

@@ -122,7 +122,20 @@ def whole(inputs: Inputs, names: Sequence[str], memory: int) -> list[Piece]:
     return pieces
 
 
-def peak(inputs: Inputs, pieces: Sequence[Piece], memory: int) -> int:
+def make_plan(
+    inputs: Inputs, passes: Sequence[Sequence[Piece]], memory: int, written: int
+) -> MergePlan:
+    """Say what a merge takes that does these passes, one after the other."""
+    return MergePlan(
+        merged=inputs.merged,
+        left_alone=inputs.left_alone,
+        peak_memory=max(_peak(inputs, pieces, memory) for pieces in passes),
+        bytes_read=sum(c.nbytes for c in (inputs.base, *inputs.experts)),
+        bytes_written=written,
+    )
+
+
+def _peak(inputs: Inputs, pieces: Sequence[Piece], memory: int) -> int:
     """Say how much memory the pieces take when the most costly of them meet."""
     worst = sorted((piece.cost for piece in pieces), reverse=True)[: inputs.workers]
     return min(memory, inputs.held + sum(worst))
