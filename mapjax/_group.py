@@ -7,7 +7,7 @@ from typing import Any
 
 from mapjax import _tree
 from mapjax._layers import layer_numbers
-from mapjax._tensors import tensor_paths
+from mapjax._tensors import kept_tensors
 from mapjax.task_vectors import Group, TaskVectors
 
 
@@ -56,7 +56,7 @@ def group(
         Yang et al., *AdaMerging: Adaptive Model Merging for Multi-Task Learning*, ICLR
         2024, arXiv 2310.02575 (layer-wise coefficients).
     """
-    paths = tensor_paths(task_vectors)
+    paths = list(kept_tensors(task_vectors))
     members = _members(by, paths)
     empty = [name for name, found in members.items() if not found]
     if empty:

@@ -42,13 +42,16 @@ class LowRank(eqx.Module):
         """Shape of the array that this stands for, `(coefficients, ...)`."""
         return (*self.a.shape[:-1], *self.b.shape[2:])
 
+    @property
+    def dtype(self) -> Any:
+        """Dtype of that array."""
+        return jnp.promote_types(self.a.dtype, self.b.dtype)
+
     def dense(self) -> Inexact[Array, "coefficients ..."]:
         """Multiply the factors out, at the memory of dense vectors."""
         a, b = self.matrices()
         dense = self.scale[:, None, None] * matmul(a, b)
-        return dense.reshape(self.shape).astype(
-            jnp.promote_types(self.a.dtype, self.b.dtype)
-        )
+        return dense.reshape(self.shape).astype(self.dtype)
 
     def combine(self, c: Inexact[Array, " coefficients"]) -> Inexact[Array, "..."]:
         r"""Sum $\sum_i c_i v_i$ as one product, of the factors side by side."""
@@ -91,7 +94,7 @@ class LowRank(eqx.Module):
     def matrices(self) -> tuple[Array, Array]:
         """Give the factors as matrices, in the dtype to compute in."""
         n, r = self.a.shape[0], self.rank
-        dtype = wide(jnp.promote_types(self.a.dtype, self.b.dtype))
+        dtype = wide(self.dtype)
         rows, columns = math.prod(self.a.shape[1:-1]), math.prod(self.b.shape[2:])
         a, b = self.a.reshape(n, rows, r), self.b.reshape(n, r, columns)
         return a.astype(dtype), b.astype(dtype)

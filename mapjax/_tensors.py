@@ -22,11 +22,24 @@ AT_ONCE = 2**24
 
 
 def edit_tensors(
-    task_vectors: TaskVectors, edit: Callable[..., Array], *others: Sequence[Any]
+    task_vectors: TaskVectors, edit: Callable[..., Sequence[Array]], *others: Any
 ) -> TaskVectors:
-    """Replace the vectors of each tensor by what `edit` makes of them; see `edit_each`."""
-    vectors = list(tensors(task_vectors).values())
-    return replace_tensors(task_vectors, edit_each(vectors, edit, *others))
+    """Replace the vectors of all tensors by what `edit` makes of them.
+
+    The base does not go through `edit`, and stays where it is: what goes through a compiled
+    function comes out as a copy.
+
+    Args:
+        task_vectors: The base and the vectors.
+        edit: From the vectors of each tensor, the values of `tensors`, and `others`, to as
+            many in the same order.
+        *others: What else it takes.
+    """
+    new = iter(edit(list(tensors(task_vectors).values()), *others))
+    places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
+    vectors = [None if v is None else next(new) for v in places]
+    vectors = _tree.rebuild(task_vectors.base, vectors)
+    return dataclasses.replace(task_vectors, vectors=vectors)
 
 
 def edit_each(
@@ -47,38 +60,23 @@ def edit_each(
     ]
 
 
-def replace_tensors(task_vectors: TaskVectors, vectors: Sequence[Array]) -> TaskVectors:
-    """Put other vectors in place of those of each tensor, in the order of `tensors`.
-
-    Outside of a compiled edit, so that the base stays where it is: what goes through a
-    program comes out as a copy.
-    """
-    places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
-    new = iter(vectors)
-    return with_tensors(task_vectors, [None if v is None else next(new) for v in places])
-
-
-def with_tensors(task_vectors: TaskVectors, places: list[Any]) -> TaskVectors:
-    """Put other vectors where the old ones are, None where a leaf is left alone."""
-    vectors = _tree.rebuild(task_vectors.base, places)
-    return dataclasses.replace(task_vectors, vectors=vectors)
-
-
 def tensors(task_vectors: TaskVectors) -> dict[str, Array]:
     """List the vectors `[coefficients, ...]` of each merged tensor by its key path.
 
-    Those that are kept as factors are multiplied out: an edit reads every entry.
+    Those that are kept as factors are multiplied out: an edit reads every entry. For paths,
+    shapes and dtypes there is `kept_tensors`.
     """
-    places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
-    vectors = [v.dense() if isinstance(v, LowRank) else v for v in places if v is not None]
-    return dict(zip(tensor_paths(task_vectors), vectors, strict=True))
+    return {
+        path: v.dense() if isinstance(v, LowRank) else v
+        for path, v in kept_tensors(task_vectors).items()
+    }
 
 
-def tensor_paths(task_vectors: TaskVectors) -> list[str]:
-    """List the key paths of the merged tensors, in the order of `tensors`."""
+def kept_tensors(task_vectors: TaskVectors) -> dict[str, Array | LowRank]:
+    """List what is kept of each merged tensor by its key path, vectors or their factors."""
     places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
     leaves = _tree.leaves(task_vectors.base)
-    return [leaf.path for leaf, v in zip(leaves, places, strict=True) if v is not None]
+    return {leaf.path: v for leaf, v in zip(leaves, places, strict=True) if v is not None}
 
 
 def base_tensors(task_vectors: TaskVectors) -> list[Array]:

@@ -12,13 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mapjax import _tree
 from mapjax._jit import jit
-from mapjax._tensors import (
-    base_tensors,
-    per_task,
-    replace_tensors,
-    sum_tasks,
-    tensors,
-)
+from mapjax._tensors import base_tensors, edit_tensors, per_task, sum_tasks, tensors
 from mapjax._types import ArrayLike, widened
 from mapjax.design import to_simplex
 from mapjax.task_vectors import TaskVectors, group_numbers, read_coefficients
@@ -151,7 +145,7 @@ class AbstractPreferenceRule(eqx.Module):
 
 def dense(task_vectors: TaskVectors) -> TaskVectors:
     """Multiply out vectors that are kept as factors: a rule reads every entry."""
-    return replace_tensors(task_vectors, list(tensors(task_vectors).values()))
+    return edit_tensors(task_vectors, lambda vectors: vectors)
 
 
 @jit

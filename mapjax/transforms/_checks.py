@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mapjax._tensors import tensors
+from mapjax._tensors import kept_tensors
 from mapjax.task_vectors import TaskVectors
 
 
@@ -54,7 +54,7 @@ def check_real(task_vectors: TaskVectors, rule: str) -> None:
     Raises:
         ValueError: If a tensor is complex; its key path is named.
     """
-    for path, v in tensors(task_vectors).items():
+    for path, v in kept_tensors(task_vectors).items():
         if jnp.issubdtype(v.dtype, jnp.complexfloating):
             raise ValueError(
                 f"`{rule}` compares signs, but leaf {path} is {v.dtype}: store its real and "

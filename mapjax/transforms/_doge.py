@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from mapjax._algebra import matmul, norms, side_by_side, singular
 from mapjax._jit import jit
-from mapjax._tensors import replace_tensors, tensors
+from mapjax._tensors import edit_tensors, kept_tensors
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import (
@@ -72,16 +72,16 @@ def doge(
     check_positive("learning_rate", learning_rate, "the paper's 1e-4")
     check_share("shared", shared, "the paper's 1 / 6")
     shapes = matrix_shapes(task_vectors, input_axes, "doge")
-    named = tensors(task_vectors)
-    matrices = [v for path, v in named.items() if shapes[path] is not None]
-    edited = _doge(
-        list(named.values()),
+    kept = kept_tensors(task_vectors)
+    matrices = [v for path, v in kept.items() if shapes[path] is not None]
+    return edit_tensors(
+        task_vectors,
+        _doge,
         tuple(shapes.values()),
         float(shared),
         counts(matrices, density, "global"),
         *(jnp.asarray(x) for x in (scale, num_steps, learning_rate)),
     )
-    return replace_tensors(task_vectors, edited)
 
 
 @jit

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from mapjax import _tree
-from mapjax._tensors import tensors
+from mapjax._tensors import kept_tensors
 from mapjax.task_vectors import TaskVectors
 
 PerTask = Mapping[str, Any] | Sequence[Any]
@@ -50,10 +50,11 @@ def weights_like(
     Raises:
         ValueError: If a tensor is missing or has another shape. The key path is named.
     """
+    kept = kept_tensors(task_vectors)
     trees = []
     for name, tree in zip(task_vectors.names, given, strict=True):
         held = {leaf.path: leaf.value for leaf in _tree.leaves(tree)}
-        for path, v in tensors(task_vectors).items():
+        for path, v in kept.items():
             if path not in held:
                 raise ValueError(
                     f"`{argument}` of expert {name!r} has no leaf {path}, which is merged; "
@@ -67,4 +68,4 @@ def weights_like(
                     "each entry."
                 )
         trees.append(held)
-    return [[jnp.asarray(held[path]) for held in trees] for path in tensors(task_vectors)]
+    return [[jnp.asarray(held[path]) for held in trees] for path in kept]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from mapjax import _tree
-from mapjax._tensors import tensors
+from mapjax._tensors import kept_tensors
 from mapjax._types import Params
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._fisher import count_examples
@@ -117,7 +117,7 @@ def match_grams(
     Raises:
         ValueError: If they do not fit, or are not finite. The key path is named.
     """
-    named = tensors(task_vectors)
+    named = kept_tensors(task_vectors)
     for name, grams in zip(task_vectors.names, given, strict=True):
         for path in [p for p in grams if p not in named]:
             raise ValueError(
@@ -140,7 +140,7 @@ def match_grams(
                     f"`grams` of expert {name!r} has no Gram matrix for {path}, but those "
                     "of other experts have. Compute all with the same `predict`."
                 )
-            valid = set(gram.axes) <= set(range(v.ndim - 1))
+            valid = set(gram.axes) <= set(range(len(v.shape) - 1))
             shape = matrix_shape(v.shape[1:], gram.axes) if valid else None
             wanted = shape and (shape.num_inputs,) * 2
             if gram.axes != present[0].axes or gram.matrix.shape != wanted:

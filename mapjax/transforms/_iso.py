@@ -14,7 +14,7 @@ from mapjax._algebra import (
     singular,
 )
 from mapjax._jit import jit
-from mapjax._tensors import replace_tensors, tensors
+from mapjax._tensors import edit_tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_share
 from mapjax.transforms._matrices import (
@@ -65,10 +65,7 @@ def iso_c(task_vectors: TaskVectors, *, input_axes: InputAxes = "leading") -> Ta
         Task-Specific Subspaces*, ICML 2025, arXiv 2502.04959, Algorithm 1.
     """
     shapes = matrix_shapes(task_vectors, input_axes, "iso_c")
-    named = tensors(task_vectors)
-    return replace_tensors(
-        task_vectors, _iso(list(named.values()), tuple(shapes.values()), 1.0)
-    )
+    return edit_tensors(task_vectors, _iso, tuple(shapes.values()), 1.0)
 
 
 def iso_cts(
@@ -103,10 +100,7 @@ def iso_cts(
     """
     check_share("common", common, "the paper's 0.8")
     shapes = matrix_shapes(task_vectors, input_axes, "iso_cts")
-    named = tensors(task_vectors)
-    return replace_tensors(
-        task_vectors, _iso(list(named.values()), tuple(shapes.values()), float(common))
-    )
+    return edit_tensors(task_vectors, _iso, tuple(shapes.values()), float(common))
 
 
 @jit

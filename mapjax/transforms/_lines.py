@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from mapjax._jit import jit
 from mapjax._layers import layer_numbers
-from mapjax._tensors import edit_each, replace_tensors, tensors
+from mapjax._tensors import edit_each, edit_tensors, kept_tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_number
 
@@ -66,10 +66,9 @@ def lines(
     check_number("alpha", alpha)
     beta = 1 - alpha if beta is None else beta
     check_number("beta", beta)
-    named = tensors(task_vectors)
-    depths = _depths(list(named), layers)
+    depths = _depths(list(kept_tensors(task_vectors)), layers)
     scales = [jnp.asarray(alpha + beta * depth, jnp.float32) for depth in depths]
-    return replace_tensors(task_vectors, _scale(list(named.values()), scales))
+    return edit_tensors(task_vectors, _scale, scales)
 
 
 @jit

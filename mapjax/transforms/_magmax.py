@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mapjax._jit import jit
-from mapjax._tensors import edit_each, per_task, replace_tensors, tensors
+from mapjax._tensors import edit_each, edit_tensors, per_task
 from mapjax.task_vectors import TaskVectors
 
 
@@ -36,8 +36,7 @@ def magmax(task_vectors: TaskVectors) -> TaskVectors:
         Marczak et al., *MagMax: Leveraging Model Merging for Seamless Continual Learning*,
         ECCV 2024, arXiv 2407.06322.
     """
-    edited = _magmax(list(tensors(task_vectors).values()))
-    return replace_tensors(task_vectors, edited)
+    return edit_tensors(task_vectors, _magmax)
 
 
 @jit

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mapjax._tensors import map_by_shape, tensors
+from mapjax._tensors import kept_tensors, map_by_shape
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 
@@ -58,12 +58,13 @@ def matrix_shapes(
             "flax, 'trailing' for [out, in] as in equinox, or a function of a key path and "
             "a shape that gives the input axes."
         )
+    kept = kept_tensors(task_vectors)
     found = {
         path: _matrix_shape(path, v.shape[1:], v.dtype, input_axes)
-        for path, v in tensors(task_vectors).items()
+        for path, v in kept.items()
     }
     if not any(found.values()):
-        shapes = {path: v.shape[1:] for path, v in tensors(task_vectors).items()}
+        shapes = {path: v.shape[1:] for path, v in kept.items()}
         raise ValueError(
             f"`{rule}` edits matrices, but no tensor is one: {shapes}. Use an elementwise "
             "transform, or an `input_axes` that finds the matrices."

@@ -5,13 +5,7 @@ from jaxtyping import Array
 
 from mapjax._algebra import largest, norms, norms_over
 from mapjax._jit import jit
-from mapjax._tensors import (
-    edit_each,
-    per_task,
-    replace_tensors,
-    sum_tasks,
-    tensors,
-)
+from mapjax._tensors import edit_each, edit_tensors, per_task, sum_tasks
 from mapjax.task_vectors import TaskVectors
 
 
@@ -42,8 +36,7 @@ def metagpt(task_vectors: TaskVectors) -> TaskVectors:
         Zhou et al., *MetaGPT: Merging Large Language Models Using Model Exclusive Task
         Arithmetic*, EMNLP 2024, arXiv 2406.11385.
     """
-    vectors = list(tensors(task_vectors).values())
-    return replace_tensors(task_vectors, _metagpt(vectors))
+    return edit_tensors(task_vectors, _metagpt)
 
 
 @jit
@@ -85,8 +78,7 @@ def model_stock(task_vectors: TaskVectors) -> TaskVectors:
     """
     if task_vectors.num_tasks == 1:
         return task_vectors
-    edited = _model_stock(list(tensors(task_vectors).values()))
-    return replace_tensors(task_vectors, edited)
+    return edit_tensors(task_vectors, _model_stock)
 
 
 @jit

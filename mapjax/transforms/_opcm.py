@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from mapjax._algebra import matmul, norms_over, singular
 from mapjax._jit import jit
-from mapjax._tensors import replace_tensors, tensors
+from mapjax._tensors import edit_tensors
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_share
@@ -47,9 +47,7 @@ def opcm(
     """
     check_share("alpha", alpha, "the paper's 0.5")
     shapes = matrix_shapes(task_vectors, input_axes, "opcm")
-    named = tensors(task_vectors)
-    edited = _opcm(list(named.values()), tuple(shapes.values()), jnp.asarray(alpha))
-    return replace_tensors(task_vectors, edited)
+    return edit_tensors(task_vectors, _opcm, tuple(shapes.values()), jnp.asarray(alpha))
 
 
 @jit

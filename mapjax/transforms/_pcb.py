@@ -7,13 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mapjax._jit import jit
-from mapjax._tensors import (
-    edit_each,
-    per_task,
-    replace_tensors,
-    sum_tasks,
-    tensors,
-)
+from mapjax._tensors import edit_each, edit_tensors, per_task, sum_tasks
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_density, check_real, check_scope
@@ -64,9 +58,7 @@ def pcb(
     check_density(density)
     check_scope(scope)
     check_real(task_vectors, "pcb")
-    vectors = list(tensors(task_vectors).values())
-    edited = _pcb(vectors, counts(vectors, density, scope))
-    return replace_tensors(task_vectors, edited)
+    return edit_tensors(task_vectors, lambda v: _pcb(v, counts(v, density, scope)))
 
 
 @jit

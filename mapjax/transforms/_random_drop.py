@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from mapjax._jit import jit
 from mapjax._keys import check_key
-from mapjax._tensors import replace_tensors, tensors
+from mapjax._tensors import edit_tensors
 from mapjax._types import PRNGKey, widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_density, check_number, check_real
@@ -55,9 +55,7 @@ def dare(task_vectors: TaskVectors, *, density: float = 0.1, key: PRNGKey) -> Ta
     """
     check_density(density)
     check_key(key)
-    vectors = list(tensors(task_vectors).values())
-    edited = _dare(vectors, jnp.asarray(density, jnp.float32), key)
-    return replace_tensors(task_vectors, edited)
+    return edit_tensors(task_vectors, _dare, jnp.asarray(density, jnp.float32), key)
 
 
 @jit
@@ -127,9 +125,8 @@ def della(
         )
     check_key(key)
     check_real(task_vectors, "della")
-    vectors = list(tensors(task_vectors).values())
-    edited = _della(vectors, jnp.asarray([density, window], jnp.float32), key)
-    return replace_tensors(task_vectors, edited)
+    density_and_window = jnp.asarray([density, window], jnp.float32)
+    return edit_tensors(task_vectors, _della, density_and_window, key)
 
 
 @jit

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from mapjax._algebra import matmul, solve
 from mapjax._jit import jit
-from mapjax._tensors import replace_tensors, tensors
+from mapjax._tensors import edit_tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_share
 from mapjax.transforms._given import PerTask, each_task
@@ -65,10 +65,7 @@ def regmean(
     check_share("off_diagonal", off_diagonal, "the paper's 0.9")
     given = each_task(task_vectors, grams, "grams")
     shapes, data = match_grams(task_vectors, given)
-    edited = _regmean(
-        list(tensors(task_vectors).values()), shapes, data, jnp.asarray(off_diagonal)
-    )
-    return replace_tensors(task_vectors, edited)
+    return edit_tensors(task_vectors, _regmean, shapes, data, jnp.asarray(off_diagonal))
 
 
 @jit

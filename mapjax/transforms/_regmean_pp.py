@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from mapjax import _tree
-from mapjax._tensors import edit_tensors, tensors
+from mapjax._tensors import edit_each, edit_tensors, tensors
 from mapjax.task_vectors import TaskVectors, merge
 from mapjax.transforms._given import PerTask, each_task
 from mapjax.transforms._gram import gram_matrices
@@ -54,7 +54,7 @@ def regmean_pp(
     """
     data = each_task(task_vectors, inputs, "inputs")
     num_tasks = task_vectors.num_tasks
-    mean = edit_tensors(task_vectors, lambda v: v / num_tasks)
+    mean = edit_tensors(task_vectors, edit_each, lambda v: v / num_tasks)
     merged = merge(mean, jnp.ones(num_tasks))
     places = [leaf.path for leaf in _tree.leaves(merged)]
     vectors = tensors(task_vectors)

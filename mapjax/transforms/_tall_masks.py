@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array
 
 from mapjax._jit import jit
-from mapjax._tensors import edit_each, replace_tensors, sum_tasks, tensors
+from mapjax._tensors import edit_each, edit_tensors, sum_tasks
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_number
 
@@ -44,9 +44,7 @@ def tall_mask(task_vectors: TaskVectors, *, scale: float = 0.4) -> TaskVectors:
         Compression*, ICML 2024, arXiv 2405.07813.
     """
     _check_scale(scale)
-    vectors = list(tensors(task_vectors).values())
-    edited = _masked(vectors, jnp.asarray(scale, jnp.float32), None)
-    return replace_tensors(task_vectors, edited)
+    return edit_tensors(task_vectors, _masked, jnp.asarray(scale, jnp.float32), None)
 
 
 def consensus(
@@ -90,9 +88,8 @@ def consensus(
             f"`agreement` is {agreement!r}, but must be an int from 1 to the number of "
             f"experts, {task_vectors.num_tasks}: more masks than that never agree."
         )
-    vectors = list(tensors(task_vectors).values())
-    edited = _masked(vectors, jnp.asarray(scale, jnp.float32), jnp.asarray(agreement))
-    return replace_tensors(task_vectors, edited)
+    how = jnp.asarray(scale, jnp.float32), jnp.asarray(agreement)
+    return edit_tensors(task_vectors, _masked, *how)
 
 
 def _check_scale(scale: float) -> None:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mapjax._jit import jit
-from mapjax._tensors import edit_each, replace_tensors, tensors
+from mapjax._tensors import edit_each, edit_tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_density, check_real, check_scope
 from mapjax.transforms._elect import disjoint_mean
@@ -51,9 +51,7 @@ def ties(
     check_density(density)
     check_scope(scope)
     check_real(task_vectors, "ties")
-    vectors = list(tensors(task_vectors).values())
-    edited = _ties(vectors, counts(vectors, density, scope))
-    return replace_tensors(task_vectors, edited)
+    return edit_tensors(task_vectors, lambda v: _ties(v, counts(v, density, scope)))
 
 
 @jit

@@ -4,7 +4,7 @@ from jaxtyping import Array, Float
 
 from mapjax._algebra import apart, matmul, polar, side_by_side, singular
 from mapjax._jit import jit
-from mapjax._tensors import replace_tensors, tensors
+from mapjax._tensors import edit_tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._matrices import (
     InputAxes,
@@ -65,9 +65,7 @@ def tsv(
                     f"{shape.num_outputs} matrix: pass 1 to {shape.rank}, or leave it out "
                     "for that rank divided by the number of tasks."
                 )
-    named = tensors(task_vectors)
-    edited = _tsv(list(named.values()), tuple(shapes.values()), rank)
-    return replace_tensors(task_vectors, edited)
+    return edit_tensors(task_vectors, _tsv, tuple(shapes.values()), rank)
 
 
 @jit

@@ -7,7 +7,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from mapjax._jit import jit
-from mapjax._tensors import replace_tensors, tensor_paths, tensors
+from mapjax._tensors import edit_tensors, kept_tensors
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_density
@@ -51,9 +51,7 @@ def fisher_weighted(task_vectors: TaskVectors, fishers: PerTask) -> TaskVectors:
         arXiv 2111.09832, Eq. 4.
     """
     weights = read_weights(task_vectors, fishers, "fishers")
-    return replace_tensors(
-        task_vectors, _weigh(list(tensors(task_vectors).values()), weights)
-    )
+    return edit_tensors(task_vectors, _weigh, weights)
 
 
 def ota(
@@ -89,10 +87,9 @@ def ota(
     """
     check_density(density)
     moments = read_weights(task_vectors, second_moments, "second_moments")
-    vectors = list(tensors(task_vectors).values())
+    vectors = list(kept_tensors(task_vectors).values())
     kept = None if density == 1 else counts(vectors, density, "global")
-    edited = _ota(vectors, moments, kept)
-    return replace_tensors(task_vectors, edited)
+    return edit_tensors(task_vectors, _ota, moments, kept)
 
 
 def read_weights(
@@ -105,7 +102,7 @@ def read_weights(
             expert and the key path are named.
     """
     weights = weights_like(task_vectors, each_task(task_vectors, given, argument), argument)
-    for path, row in zip(tensor_paths(task_vectors), weights, strict=True):
+    for path, row in zip(kept_tensors(task_vectors), weights, strict=True):
         for name, w in zip(task_vectors.names, row, strict=True):
             if not isinstance(w, Tracer) and not bool(_are_weights(w)):
                 raise ValueError(

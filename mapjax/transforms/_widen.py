@@ -6,12 +6,7 @@ from jaxtyping import Array, Float
 
 from mapjax._algebra import norms
 from mapjax._jit import jit
-from mapjax._tensors import (
-    base_tensors,
-    edit_each,
-    replace_tensors,
-    tensors,
-)
+from mapjax._tensors import base_tensors, edit_each, edit_tensors
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_number, check_real
@@ -75,11 +70,8 @@ def widen(
     check_real(task_vectors, "widen")
     shapes = matrix_shapes(task_vectors, input_axes, "widen")
     ratio_and_score = jnp.asarray([ratio, score], jnp.float32)
-    vectors = list(tensors(task_vectors).values())
-    edited = _widen(
-        vectors, base_tensors(task_vectors), ratio_and_score, tuple(shapes.values())
-    )
-    return replace_tensors(task_vectors, edited)
+    others = base_tensors(task_vectors), ratio_and_score, tuple(shapes.values())
+    return edit_tensors(task_vectors, _widen, *others)
 
 
 @jit

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from mapjax._algebra import apart, matmul, norms, side_by_side, solve
 from mapjax._jit import jit
-from mapjax._tensors import replace_tensors, tensors
+from mapjax._tensors import edit_tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_positive, check_steps
 from mapjax.transforms._descent import adam
@@ -56,9 +56,7 @@ def wudi(
     """
     check_positive("ridge", ridge, "0.01")
     shapes = matrix_shapes(task_vectors, input_axes, "wudi")
-    named = tensors(task_vectors)
-    edited = _wudi(list(named.values()), tuple(shapes.values()), jnp.asarray(ridge))
-    return replace_tensors(task_vectors, edited)
+    return edit_tensors(task_vectors, _wudi, tuple(shapes.values()), jnp.asarray(ridge))
 
 
 def wudi_descent(
@@ -99,14 +97,8 @@ def wudi_descent(
     check_steps(num_steps, "the paper's 300")
     check_positive("learning_rate", learning_rate, "the paper's 1e-5")
     shapes = matrix_shapes(task_vectors, input_axes, "wudi_descent")
-    named = tensors(task_vectors)
-    edited = _wudi_descent(
-        list(named.values()),
-        tuple(shapes.values()),
-        jnp.asarray(num_steps),
-        jnp.asarray(learning_rate),
-    )
-    return replace_tensors(task_vectors, edited)
+    steps = jnp.asarray(num_steps), jnp.asarray(learning_rate)
+    return edit_tensors(task_vectors, _wudi_descent, tuple(shapes.values()), *steps)
 
 
 @jit
