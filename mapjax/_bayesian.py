@@ -10,7 +10,7 @@ import numpy as np
 
 from mapjax import pareto
 from mapjax._arguments import check_tolerance
-from mapjax._checks import check_least
+from mapjax._checks import check_count, check_least
 from mapjax._keys import generator
 from mapjax._run import Run
 from mapjax._solution import Solution
@@ -120,7 +120,7 @@ def bayesian_front(
         Daulton, Balandat and Bakshy, *Parallel Bayesian Optimization of Multiple Noisy
         Objectives with Expected Hypervolume Improvement*, NeurIPS 2021.
     """
-    check_least("verify", verify, 0)
+    check_count("verify", verify, 0)
     check_least("batch_size", batch_size, 1)
     if acquisition not in ACQUISITIONS:
         raise ValueError(f"`acquisition` is {acquisition!r}; use 'hypervolume' or 'cells'.")

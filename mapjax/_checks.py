@@ -11,15 +11,28 @@ def check_count(name: str, value: Any, least: int) -> None:
     Raises:
         ValueError: If it is something else.
     """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:
+    if not _is_whole(value) or value < least:
         raise ValueError(f"`{name}` is {value!r}, but must be an int of at least {least}.")
 
 
 def check_least(name: str, value: Any, least: int) -> None:
-    """Refuse what `check_count` refuses, but take None."""
+    """Refuse what `check_count` refuses, but take None, where that is an option."""
     if value is not None:
         check_count(name, value, least)
+
+
+def check_shares(num_experts: Any, num_coefficients: int) -> None:
+    """Refuse a number of experts that cannot share the coefficients out evenly.
+
+    Raises:
+        ValueError: If they cannot, or it is no int of at least 1.
+    """
+    if not _is_whole(num_experts) or num_experts < 1 or num_coefficients % num_experts:
+        raise ValueError(
+            f"`num_experts` is {num_experts!r}, but must be an int of at least 1 that "
+            f"divides the number of coefficients, {num_coefficients}: every expert has as "
+            "many."
+        )
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -31,3 +44,7 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         words = ", ".join(repr(choice) for choice in choices if choice is not None)
         raise ValueError(f"`{name}` is {value!r}; choose from {words}.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mapjax._arguments import check_tolerance
-from mapjax._checks import check_least
+from mapjax._checks import check_count, check_least
 from mapjax._run import Run
 from mapjax._solution import Solution
 from mapjax.surrogate import Outputs
@@ -123,7 +123,7 @@ def map_front(
         Li et al., *MAP: Low-compute Model Merging with Amortized Pareto Fronts via
         Quadratic Approximation*, ICLR 2025, arXiv 2406.07529, Algorithm 1.
     """
-    check_least("verify", verify, 0)
+    check_count("verify", verify, 0)
     check_least("rounds", rounds, 1)
     check_tolerance(tolerance, "units of the scores")
     run = Run(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from mapjax import pareto
 from mapjax._arguments import check_budget, read_surrogate
-from mapjax._checks import check_least
+from mapjax._checks import check_count, check_least
 from mapjax._domain import read_domain
 from mapjax._keys import check_key, generator
 from mapjax._picking import to_verify
@@ -88,9 +88,9 @@ class Run:
         )
         self.domain = read_domain(bounds, problem, design)
         check_key(key)
-        check_least("num_points", num_points, 2)
+        check_count("num_points", num_points, 2)
         check_least("num_generations", num_generations, 1)
-        check_least("budget", budget, 1)
+        check_count("budget", budget, 1)
         self.family = read_surrogate(surrogate, evaluate, budget)
         by_outputs = isinstance(self.family, Outputs)
         check_budget(budget, self.cost, self.domain.first, problem.num_experts)

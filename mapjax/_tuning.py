@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from mapjax import metrics
-from mapjax._checks import check_least
+from mapjax._checks import check_count
 from mapjax._domain import read_box
 from mapjax._jit import lenient
 from mapjax._keys import check_key
@@ -162,8 +162,8 @@ def _check(evaluator: Any, loss: Any, key: Any, num_steps: int, batch_size: int)
         )
     describe_problem(evaluator)  # as for drivers, at least two tasks
     check_key(key)
-    check_least("num_steps", num_steps, 1)
-    check_least("batch_size", batch_size, 1)
+    check_count("num_steps", num_steps, 1)
+    check_count("batch_size", batch_size, 1)
 
 
 @lenient

@@ -207,8 +207,8 @@ def test_d_optimal_reaches_the_known_optimum_of_a_square():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((0, 2), {}, "`num_points` is 0, expected at least 1"),
-        ((5, 0), {}, "`num_coefficients` is 0, expected at least 1"),
+        ((0, 2), {}, "`num_points` is 0, but must be an int of at least 1"),
+        ((5, 0), {}, "`num_coefficients` is 0, but must be an int of"),
         ((5, 2), {"bounds": (1.0, 0.0)}, r"`bounds` are \[1.0, 1.0\].*lower < upper"),
         ((5, 2), {"bounds": (0.0, 0.5, 1.0)}, r"3 entries, expected `\(lower, upper\)`"),
         ((5, 2), {"bounds": (0.0, np.inf)}, "expected finite numbers"),

@@ -194,6 +194,11 @@ def test_experts_share_coefficients_evenly():
         design.corners(6, 4)
     with pytest.raises(ValueError, match=r"`num_experts` is 0"):
         design.make_design("sobol", 9, 6, num_experts=0, key=KEY)
+    with pytest.raises(ValueError, match=r"`num_experts` is -2"):
+        design.multiscale(9, 6, num_experts=-2, key=KEY)
+    outputs, labels = [np.ones((6, 3, 2), np.float32)], [np.arange(3) % 2]
+    with pytest.raises(ValueError, match=r"`num_experts` is 3.*divides.*4"):
+        fit_outputs(np.ones((6, 4)), outputs, labels, [mj.metrics.accuracy], num_experts=3)
 
 
 def test_outputs_of_whole_experts_are_predicted_as_without_groups():

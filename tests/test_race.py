@@ -160,7 +160,8 @@ def test_every_beginning_holds_the_classes_in_proportion():
         ({"preferences": [[0.0, 0.0]]}, "a positive weight in each"),
         ({"confidence": 1.0}, "`confidence` is 1.0, but must be between"),
         ({"tolerance": -0.1}, "`tolerance` is -0.1, but must be 0 or more"),
-        ({"first": 4}, "`first` is 4, but must be at least 8"),
+        ({"first": 4}, "`first` is 4, but must be an int of at least 8"),
+        ({"key": 0}, "`key` is 0, but must be one typed key"),
     ],
 )
 def test_bad_input_says_what_to_do(changed, message):

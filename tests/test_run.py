@@ -135,11 +135,25 @@ import jax, numpy as np, mapjax as mj
 def never(c):
     raise AssertionError("evaluated")
 
+vectors = mj.TaskVectors.from_params(np.zeros((2, 2)), [np.eye(2), np.ones((2, 2))])
+tasks = [mj.Task(n, lambda p, x: x @ p, np.eye(2), np.arange(2)) for n in "ab"]
+scorer = mj.Evaluator(vectors, tasks)
 given = dict(num_coefficients=2, budget=12, key=jax.random.key(0))
 for wrong in (
     lambda: mj.map_front(never, **(given | dict(budget=12.0))),
     lambda: mj.map_front(never, verify=2.5, **given),
     lambda: mj.map_front(never, num_points=1e2, **given),
+    lambda: mj.map_front(never, **(given | dict(budget=None))),
+    lambda: mj.bayesian_front(never, num_points=None, **given),
+    lambda: mj.nested_front(never, verify=None, **given),
+    lambda: mj.adamerging(scorer, num_steps=None, key=given["key"]),
+    lambda: mj.frank_wolfe(scorer, batch_size=None, key=given["key"]),
+    lambda: mj.evaluation.race(scorer, np.eye(2), np.eye(2), key=given["key"], first=8.5),
+    lambda: mj.transforms.wudi_descent(vectors, num_steps=2.0),
+    lambda: mj.transforms.doge(vectors, num_steps=2.0),
+    lambda: mj.design.sobol(2.5, 2, key=given["key"]),
+    lambda: mj.design.corners(2.0),
+    lambda: mj.design.corners(4, num_experts=2.0),
     lambda: mj.map_front(never, tolerance=-1.0, **given),
     lambda: mj.metrics.Metric("accuracy"),
     lambda: mj.metrics.Metric(never, direction="minimise"),
@@ -159,6 +173,17 @@ print(mj.Task(3, never, np.ones(1), np.ones(1)).name)
         "`budget` is 12.0, but must be an int of at least 1.",
         "`verify` is 2.5, but must be an int of at least 0.",
         "`num_points` is 100.0, but must be an int of at least 2.",
+        "`budget` is None, but must be an int of at least 1.",
+        "`num_points` is None, but must be an int of at least 2.",
+        "`verify` is None, but must be an int of at least 0.",
+        "`num_steps` is None, but must be an int of at least 1.",
+        "`batch_size` is None, but must be an int of at least 1.",
+        "`first` is 8.5, but must be an int of at least 8.",
+        "`num_steps` is 2.0, but must be an int of at least 0.",
+        "`num_steps` is 2.0, but must be an int of at least 0.",
+        "`num_points` is 2.5, but must be an int of at least 1.",
+        "`num_coefficients` is 2.0, but must be an int of at least 1.",
+        "`num_experts` is 2.0, but must be an int of at least 1 that divides the number of",
         "`tolerance` is -1.0, but must be units of the scores from 0 up",
         "`function` is 'accuracy', but must be a function",
         "`direction` is 'minimise'; choose from 'maximize', 'minimize'.",

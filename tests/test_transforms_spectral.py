@@ -356,7 +356,9 @@ def test_bad_arguments_are_explained():
         transforms.wudi(tv, ridge=0.0)
     with pytest.raises(ValueError, match="`ridge` is nan, but must be one finite number"):
         transforms.wudi(tv, ridge=float("nan"))
-    with pytest.raises(ValueError, match="`num_steps` is -1: pass 0 or more"):
+    with pytest.raises(
+        ValueError, match="`num_steps` is -1, but must be an int of at least 0"
+    ):
         transforms.wudi_descent(tv, num_steps=-1)
     with pytest.raises(ValueError, match="`learning_rate` is 0"):
         transforms.wudi_descent(tv, learning_rate=0.0)

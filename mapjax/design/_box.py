@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._checks import check_count
+
 Bounds = Sequence[Any]
 """Lower and upper end, each a number or one per coefficient."""
 
@@ -15,12 +17,8 @@ def read_box(
     num_points: int, num_coefficients: int, bounds: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the ends of the box, one per coefficient, or say what is wrong."""
-    for name, value in (
-        ("num_points", num_points),
-        ("num_coefficients", num_coefficients),
-    ):
-        if value < 1:
-            raise ValueError(f"`{name}` is {value}, expected at least 1.")
+    check_count("num_points", num_points, 1)
+    check_count("num_coefficients", num_coefficients, 1)
     if len(bounds) != 2:
         raise ValueError(
             f"`bounds` has {len(bounds)} entries, expected `(lower, upper)`, each a "

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._checks import check_count, check_shares
 from mapjax.design._box import distinct
 
 
@@ -41,11 +42,6 @@ def starting_points(num_coefficients: int, num_experts: int | None = None) -> np
 
 def _corners(num_coefficients: int, num_experts: int | None) -> np.ndarray:
     n = num_coefficients if num_experts is None else num_experts
-    if num_coefficients < 1:
-        raise ValueError(f"`num_coefficients` is {num_coefficients}, expected at least 1.")
-    if n < 1 or num_coefficients % n:
-        raise ValueError(
-            f"`num_experts` is {n}, but must be at least 1 and divide `num_coefficients`, "
-            f"{num_coefficients}: every expert has as many."
-        )
+    check_count("num_coefficients", num_coefficients, 1)
+    check_shares(n, num_coefficients)
     return np.repeat(np.eye(n + 1, n, k=-1), num_coefficients // n, axis=1)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._checks import check_shares
 from mapjax._keys import generator
 from mapjax._types import ArrayLike
 from mapjax.design._box import Bounds, as_points, distinct, from_base, read_box
@@ -219,11 +220,7 @@ def to_simplex(
     """
     c = jnp.asarray(coefficients, jnp.zeros(()).dtype)
     n = c.shape[-1] if num_experts is None else num_experts
-    if n < 1 or c.shape[-1] % n:
-        raise ValueError(
-            f"`num_experts` is {n}, but must be at least 1 and divide the number of "
-            f"coefficients, {c.shape[-1]}: every expert has as many."
-        )
+    check_shares(n, c.shape[-1])
     each = c.reshape(*c.shape[:-1], n, -1)
     each = jnp.where(each < 0, 0, each)  # unlike a maximum, has its slope at zero
     total = jnp.sum(each, axis=-2, keepdims=True)

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._checks import check_least
 from mapjax._keys import generator
 from mapjax.design._box import Bounds, as_points, from_base, read_box
 
@@ -72,6 +73,7 @@ def multiscale(
         True
     """
     lower, upper = read_box(num_points, num_coefficients, bounds)
+    check_least("num_experts", num_experts, 1)
     unit = _unit_sobol(num_points, num_coefficients + 1, generator(key))
     origin, _ = from_base(lower, upper)
     shrink = (num_experts or num_coefficients) ** -unit[:, -1:]

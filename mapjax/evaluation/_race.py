@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from mapjax._checks import check_count
+from mapjax._keys import check_key
 from mapjax.evaluation._evaluator import Evaluator
 from mapjax.evaluation._task import Task
 from mapjax.metrics import Metric
@@ -105,7 +107,9 @@ def race(
     """
     from scipy.special import stdtrit  # slow to import
 
-    c, wanted = _check(evaluator, coefficients, preferences, confidence, first)
+    c, wanted = _check(evaluator, coefficients, preferences, confidence)
+    check_count("first", first, 8)  # fewer say nothing of how sure they are
+    check_key(key)
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` is {tolerance}, but must be 0 or more.")
     counts = np.array([task.num_examples for task in evaluator.tasks])
@@ -294,7 +298,7 @@ def _order(task: Task, key: Any) -> np.ndarray:
 
 
 def _check(
-    evaluator: Any, coefficients: Any, preferences: Any, confidence: float, first: int
+    evaluator: Any, coefficients: Any, preferences: Any, confidence: float
 ) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(evaluator, Evaluator):
         raise ValueError(
@@ -319,9 +323,4 @@ def _check(
         )
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` is {confidence}, but must be between 0 and 1.")
-    if first < 8:
-        raise ValueError(
-            f"`first` is {first}, but must be at least 8: fewer examples say nothing of "
-            "how sure they are."
-        )
     return c, w

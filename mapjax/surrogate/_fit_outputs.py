@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from mapjax._checks import check_shares
 from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
 from mapjax.surrogate._errors import (
@@ -96,7 +97,8 @@ def fit_outputs(
 
     Raises:
         ValueError: If numbers of samples, tasks or examples differ, an output is no
-            floating-point array, no sample is finite, or an option is unknown.
+            floating-point array, no sample is finite, an option is unknown, or the experts
+            cannot share the coefficients evenly.
 
     Example:
         >>> import numpy as np
@@ -116,6 +118,8 @@ def fit_outputs(
         Pretraining-Finetuning Paradigm*, ICML 2024, arXiv 2402.03660.
     """
     c = _check(coefficients, outputs, targets, metrics, degree, ridge)
+    if num_experts is not None:
+        check_shares(num_experts, c.shape[1])
     outputs = [jax.tree.map(_settle, tree) for tree in outputs]
     finite = [
         np.all([_finite_rows(x) for x in jax.tree.leaves(tree)], axis=0) for tree in outputs

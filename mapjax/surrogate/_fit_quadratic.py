@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from mapjax._checks import check_shares
 from mapjax._jit import unchecked
 from mapjax._types import ArrayLike
 from mapjax.surrogate._checks import (
@@ -135,11 +136,8 @@ def fit_quadratic(
             f"`num_tied` is {num_tied}, but must be from 0 to less than the number of "
             f"coefficients, {c.shape[1]}."
         )
-    if num_experts is not None and (num_experts < 1 or c.shape[1] % num_experts):
-        raise ValueError(
-            f"`num_experts` is {num_experts}, but must be at least 1 and divide the number "
-            f"of coefficients, {c.shape[1]}."
-        )
+    if num_experts is not None:
+        check_shares(num_experts, c.shape[1])
     needed = num_unknowns(c.shape[1], num_experts, num_tied)
     told = min(told, needed)
     if usable == 0:

@@ -85,14 +85,3 @@ def check_positive(name: str, value: Any, usual: str) -> None:
     check_number(name, value)
     if not value > 0:
         raise ValueError(f"`{name}` is {value}: pass a positive number, such as {usual}.")
-
-
-def check_steps(value: Any, usual: str) -> None:
-    """Refuse a number of steps that is negative or not whole.
-
-    Raises:
-        ValueError: If it is.
-    """
-    check_number("num_steps", value)
-    if value < 0 or value != int(value):
-        raise ValueError(f"`num_steps` is {value}: pass 0 or more, such as {usual}.")

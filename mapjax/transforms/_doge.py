@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mapjax._algebra import matmul, norms, side_by_side, singular
+from mapjax._checks import check_count
 from mapjax._jit import jit
 from mapjax._tensors import edit_tensors, kept_tensors
 from mapjax._types import widened
@@ -12,7 +13,6 @@ from mapjax.transforms._checks import (
     check_density,
     check_positive,
     check_share,
-    check_steps,
 )
 from mapjax.transforms._descent import adam
 from mapjax.transforms._matrices import InputAxes, Shape, edit_matrices, matrix_shapes
@@ -68,7 +68,7 @@ def doge(
     """
     check_positive("scale", scale, "the paper's 0.07")
     check_density(density)
-    check_steps(num_steps, "the paper's 400")
+    check_count("num_steps", num_steps, 0)
     check_positive("learning_rate", learning_rate, "the paper's 1e-4")
     check_share("shared", shared, "the paper's 1 / 6")
     shapes = matrix_shapes(task_vectors, input_axes, "doge")

@@ -5,10 +5,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mapjax._algebra import apart, matmul, norms, side_by_side, solve
+from mapjax._checks import check_count
 from mapjax._jit import jit
 from mapjax._tensors import edit_tensors
 from mapjax.task_vectors import TaskVectors
-from mapjax.transforms._checks import check_positive, check_steps
+from mapjax.transforms._checks import check_positive
 from mapjax.transforms._descent import adam
 from mapjax.transforms._matrices import (
     InputAxes,
@@ -94,7 +95,7 @@ def wudi_descent(
     References:
         Cheng et al., ICML 2025, arXiv 2503.08099, Algorithm 1.
     """
-    check_steps(num_steps, "the paper's 300")
+    check_count("num_steps", num_steps, 0)
     check_positive("learning_rate", learning_rate, "the paper's 1e-5")
     shapes = matrix_shapes(task_vectors, input_axes, "wudi_descent")
     steps = jnp.asarray(num_steps), jnp.asarray(learning_rate)
