@@ -46,5 +46,47 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise ValueError(f"`{name}` is {value!r}; choose from {words}.")
 
 
+def read_bounds(
+    bounds: Any, num_coefficients: int, dtype: Any, *, simplex: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both ends of a box, one number per coefficient.
+
+    Two entries are the lower and the upper end, of an array `[2, 2]` its rows.
+
+    Args:
+        bounds: What was given.
+        num_coefficients: How many there are.
+        dtype: Of both ends, and what they are compared in.
+        simplex: Whether "simplex" would have been taken, too; only for the message.
+
+    Raises:
+        ValueError: If there are not two ends, each a number or one per coefficient, finite
+            and lower below upper.
+    """
+    # A string or a dictionary has entries, too, but no ends.
+    entries: Any = () if isinstance(bounds, str | dict | set) else bounds
+    try:
+        lower, upper = entries
+        with np.errstate(over="ignore", invalid="ignore"):
+            lower, upper = (
+                np.broadcast_to(np.asarray(end, dtype), (num_coefficients,))
+                for end in (lower, upper)
+            )
+            sound = (lower < upper) & np.isfinite(upper - lower)
+    except (TypeError, ValueError) as error:
+        words = "; drivers and designs of mixtures also take 'simplex'" if simplex else ""
+        raise ValueError(
+            f"`bounds` is {bounds!r}, but must be (lower, upper): two numbers, or two arrays "
+            f"of {num_coefficients}{words}."
+        ) from error
+    if not sound.all():
+        i = int(np.argmin(sound))
+        raise ValueError(
+            f"`bounds` of coefficient {i} are {lower[i]} and {upper[i]}, but every lower "
+            "bound must be below its upper bound, and both finite."
+        )
+    return lower, upper
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

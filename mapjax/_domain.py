@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._checks import read_bounds
 from mapjax._types import ArrayLike, PRNGKey
 from mapjax.design import make_design, to_simplex
 from mapjax.evaluation import Problem
@@ -135,31 +136,19 @@ def read_domain(bounds: Any, problem: Problem, design: str | None = None) -> Dom
     mixtures, usually_mixtures = (
         isinstance(b, str) and b == "simplex" for b in (asked, problem.bounds)
     )
-    ends = read_box((0.0, 1.0) if mixtures else asked, problem.num_coefficients)
+    ends = read_bounds(
+        (0.0, 1.0) if mixtures else asked,
+        problem.num_coefficients,
+        jnp.zeros(()).dtype,
+        simplex=True,
+    )
     weights = mixtures and usually_mixtures
     # A rule's design is for what it wants searched, and all mixtures are the same.
     if design is None and (bounds is None or weights):
         design = problem.design
     usual = "dirichlet" if mixtures else "multiscale"
     named = {*(problem.task_names or ())} <= {*problem.expert_names}
-    return Domain(*ends, problem.num_experts, mixtures, design or usual, weights and named)
-
-
-def read_box(bounds: Any, num_coefficients: int) -> tuple[Array, Array]:
-    """Return both ends of the box, one number per coefficient."""
-    try:
-        lower, upper = (
-            jnp.broadcast_to(jnp.asarray(b, jnp.zeros(()).dtype), (num_coefficients,))
-            for b in bounds
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`bounds` is {bounds!r}, but must be (lower, upper): two numbers, or two arrays "
-            f"of {num_coefficients}; drivers that search mixtures also take 'simplex'."
-        ) from error
-    if not bool(jnp.all(lower < upper)) or not bool(jnp.all(jnp.isfinite(upper - lower))):
-        raise ValueError(
-            f"`bounds` is {bounds}, but every lower bound must be below its upper bound, and "
-            "both finite."
-        )
-    return lower, upper
+    lower, upper = (jnp.asarray(end) for end in ends)
+    return Domain(
+        lower, upper, problem.num_experts, mixtures, design or usual, weights and named
+    )

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from mapjax import metrics
-from mapjax._checks import check_count
-from mapjax._domain import read_box
+from mapjax._checks import check_count, read_bounds
 from mapjax._jit import lenient
 from mapjax._keys import check_key
 from mapjax._result import RESULTS, Front, Samples, explain, judge, provenance
@@ -87,8 +86,9 @@ def adamerging(
     _check(evaluator, loss, key, num_steps, batch_size)
     if not learning_rate > 0:
         raise ValueError(f"`learning_rate` is {learning_rate}, but must be positive.")
-    box = read_box(bounds, evaluator.num_coefficients)
-    c = np.asarray(start, np.asarray(box[0]).dtype)
+    ends = read_bounds(bounds, evaluator.num_coefficients, jnp.zeros(()).dtype)
+    box = tuple(jnp.asarray(end) for end in ends)
+    c = np.asarray(start, box[0].dtype)
     if c.shape not in ((), (evaluator.num_coefficients,)):
         raise ValueError(
             f"`start` has shape {c.shape}, but must be a number or one for each of the "

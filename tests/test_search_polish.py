@@ -146,7 +146,7 @@ def test_in_double_precision(x64):
         ({"reference_directions": np.eye(2)}, r"`objective` returns .*\(2,\)"),
         ({"num_steps": 0}, "`num_steps` is 0, .* at least 1"),
         ({"smoothing": 0.0}, "`smoothing` is 0.0, .* above 0"),
-        ({"bounds": (1.0, 0.0)}, "lower < upper"),
+        ({"bounds": (1.0, 0.0)}, "every lower bound must be below"),
     ],
 )
 def test_errors(changed, message):

@@ -206,9 +206,7 @@ def test_what_cannot_be_mixed_is_refused_before_any_evaluation(driver, change, w
 def test_one_expert_makes_no_mixtures():
     with pytest.raises(ValueError, match="two experts or more"):
         design.make_design("dirichlet", 3, 1, bounds="simplex", key=KEY)
-    with pytest.raises(
-        ValueError, match=r"is 'ball'; pass \(lower, upper\).* or 'simplex'"
-    ):
+    with pytest.raises(ValueError, match=r"is 'ball', but must be .* take 'simplex'"):
         design.make_design("dirichlet", 3, 2, bounds="ball", key=KEY)
 
 

@@ -7,37 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mapjax._checks import check_count
+from mapjax._checks import check_count, read_bounds
+from mapjax._types import ArrayLike
 
-Bounds = Sequence[Any]
+Bounds = Sequence[Any] | ArrayLike
 """Lower and upper end, each a number or one per coefficient."""
 
 
 def read_box(
-    num_points: int, num_coefficients: int, bounds: Any
+    num_points: int, num_coefficients: int, bounds: Any, *, simplex: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the ends of the box, one per coefficient, or say what is wrong."""
     check_count("num_points", num_points, 1)
     check_count("num_coefficients", num_coefficients, 1)
-    if len(bounds) != 2:
-        raise ValueError(
-            f"`bounds` has {len(bounds)} entries, expected `(lower, upper)`, each a "
-            "number or one per coefficient."
-        )
-    ends = [np.asarray(end, np.float64) for end in bounds]
-    for end in ends:
-        if end.shape not in ((), (num_coefficients,)):
-            raise ValueError(
-                f"`bounds` holds an entry of shape {end.shape}, expected a number or one "
-                f"per coefficient ({num_coefficients})."
-            )
-    lower, upper = (np.broadcast_to(end, (num_coefficients,)) for end in ends)
-    if not (np.isfinite(lower) & np.isfinite(upper) & (lower < upper)).all():
-        raise ValueError(
-            f"`bounds` are {lower.tolist()} and {upper.tolist()}, expected finite numbers "
-            "with lower < upper. Swap or correct them."
-        )
-    return lower, upper
+    return read_bounds(bounds, num_coefficients, np.float64, simplex=simplex)
 
 
 def as_points(points: np.ndarray) -> Float[Array, "points coefficients"]:

@@ -74,10 +74,10 @@ def make_design(
     """
     if name not in DESIGNS:
         raise ValueError(f"Unknown `design` {name!r}. Choose from {sorted(DESIGNS)}.")
-    if isinstance(bounds, str):
+    if isinstance(bounds, str) and bounds == "simplex":
         read_box(num_points, num_coefficients, (0.0, 1.0))
-        return _mixtures(name, num_points, num_coefficients, bounds, num_experts, key)
-    read_box(num_points, num_coefficients, bounds)
+        return _mixtures(name, num_points, num_coefficients, num_experts, key)
+    read_box(num_points, num_coefficients, bounds, simplex=True)
     first = starting_points(num_coefficients, num_experts)
     # As many as all, so that enough are left when those at the start are among them.
     options = {"num_experts": num_experts} if name in _BY_EXPERT else {}
@@ -90,14 +90,9 @@ def _mixtures(
     name: str,
     num_points: int,
     num_coefficients: int,
-    bounds: str,
     num_experts: int | None,
     key: Array,
 ) -> Float[Array, "points coefficients"]:
-    if bounds != "simplex":
-        raise ValueError(
-            f"`bounds` is {bounds!r}; pass (lower, upper), two numbers or arrays, or 'simplex'."
-        )
     if name not in _ON_SIMPLEX:
         raise ValueError(
             f"`design` is {name!r}, whose points do not sum to one; with `bounds` 'simplex' "

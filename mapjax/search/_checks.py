@@ -38,36 +38,6 @@ def check_shape(name: str, value: Any, axes: str, expected: tuple[int, ...]) -> 
         )
 
 
-def read_bounds(
-    bounds: Any, num_coefficients: int, dtype: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ends of the box, one number per coefficient each.
-
-    Raises:
-        ValueError: If they are not two numbers or two such arrays, finite, and lower
-            below upper.
-    """
-    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-        raise ValueError(
-            f"`bounds` is {bounds!r}, but must be a pair (lower, upper) of numbers or of "
-            "arrays with one number per coefficient."
-        )
-    ends = [np.asarray(end, dtype) for end in bounds]
-    for end in ends:
-        if end.shape not in ((), (num_coefficients,)):
-            raise ValueError(
-                f"`bounds` holds an end of shape {end.shape}, but each must be a number or "
-                f"[coefficients] = ({num_coefficients},)."
-            )
-    lower, upper = (np.broadcast_to(end, (num_coefficients,)) for end in ends)
-    if not (np.isfinite(lower) & np.isfinite(upper) & (lower < upper)).all():
-        raise ValueError(
-            f"`bounds` are {lower.tolist()} and {upper.tolist()}, but must be finite with "
-            "lower < upper; swap or correct them."
-        )
-    return lower, upper
-
-
 def read_start(start: Any, num_coefficients: int) -> np.ndarray:
     """Return points to begin from.
 

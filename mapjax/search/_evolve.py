@@ -9,18 +9,14 @@ import numpy as np
 from evosax.algorithms.base import EvolutionaryAlgorithm
 from jaxtyping import Array, Float, Int, UInt32
 
-from mapjax._checks import check_count
+from mapjax._checks import check_count, read_bounds
 from mapjax._keys import generator
 from mapjax._result import Front
 from mapjax._sizes import room_for
 from mapjax._types import ArrayLike
 from mapjax.search._algorithm import MultiObjectiveAlgorithm, without_failures
 from mapjax.search._archive import Archive, archive_weights
-from mapjax.search._checks import (
-    evaluate_all,
-    read_bounds,
-    read_start,
-)
+from mapjax.search._checks import evaluate_all, read_start
 from mapjax.search._compile import quick_jit
 from mapjax.search._distinct import distinct_front
 

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mapjax._checks import check_count
+from mapjax._checks import check_count, read_bounds
 from mapjax._result import Front
 from mapjax._sizes import padded
 from mapjax._types import ArrayLike
 from mapjax.pareto import non_dominated
 from mapjax.search._checks import (
     evaluate_all,
-    read_bounds,
     read_directions,
 )
 from mapjax.search._compile import quick_jit
