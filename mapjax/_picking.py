@@ -1,10 +1,12 @@
 """Which merge is taken: a point of a front, or what a rule makes of the preference."""
 
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from mapjax import pareto
 from mapjax._domain import Domain
@@ -17,6 +19,34 @@ from mapjax.evaluation import minimising_signs
 
 _NUM_COMPARED = 64
 _NUM_DRAWS = 128
+
+
+def per_task(
+    given: Any, names: Sequence[str], argument: str, missing: float = 0.0
+) -> Float[np.ndarray, " tasks"]:
+    """Return one number per task, of those given in order or by name.
+
+    Args:
+        given: A mapping from tasks to numbers, or numbers in the order of the tasks.
+        names: The tasks.
+        argument: What it is called, for messages.
+        missing: What a task has that is not named.
+
+    Raises:
+        ValueError: If a name is unknown, or there is not one number for each task.
+    """
+    values = given
+    if isinstance(given, Mapping):
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise ValueError(f"`{argument}` names {unknown}; the tasks are {names}.")
+        values = [given.get(name, missing) for name in names]
+    try:
+        return np.array([float(x) for _, x in zip(names, values, strict=True)])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{argument}` is {given!r}: pass a number for each of the tasks {names}."
+        ) from error
 
 
 def choose(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from mapjax import pareto
 from mapjax._checks import check_choice
-from mapjax._picking import choose, own_or_better
+from mapjax._picking import choose, own_or_better, per_task
 from mapjax._result import RESULTS, UNDETERMINED, Front, Point, Samples
 from mapjax._sizes import USUAL_POINTS, padded, usual
 from mapjax._solution_file import read_solution, why_no_surrogate, write_solution
@@ -126,7 +126,8 @@ class Solution(eqx.Module):
         if method is None and (preference is not None or at_least is None):
             method = "weighted_sum"
         equal = np.ones(len(self.task_names))
-        weights = equal if preference is None else self._per_task(preference, "preference")
+        given = equal if preference is None else preference
+        weights = per_task(given, self.task_names, "preference")
         as_preference(weights, len(weights))
         front, signs = self._front(verified), minimising_signs(self.directions)
         if self.result in UNDETERMINED and not verified:
@@ -134,7 +135,8 @@ class Solution(eqx.Module):
         wishes = None
         if at_least is not None:
             # In the dtype of the scores, of which one may be just what is wished.
-            wishes = self._per_task(at_least, "at_least", np.nan).astype(front.scores.dtype)
+            wishes = per_task(at_least, self.task_names, "at_least", np.nan)
+            wishes = wishes.astype(front.scores.dtype)
             wishes = np.where(np.isnan(wishes), np.inf, wishes * signs)
         chosen = None
         if self.by_preference and method == "weighted_sum" and not verified:
@@ -225,7 +227,7 @@ class Solution(eqx.Module):
                     "worth something."
                 )
         else:
-            worst = self._per_task(reference, "reference") * signs
+            worst = per_task(reference, self.task_names, "reference") * signs
         # Copies of the reference add no volume, and take no time.
         scores = usual(np.asarray(front.scores) * signs, worst)
         return pareto.hypervolume(scores, worst)
@@ -371,20 +373,6 @@ class Solution(eqx.Module):
         if not len(front):
             raise ValueError("The front is empty: `solution.result` says why.")
         return front
-
-    def _per_task(self, given: Any, argument: str, missing: float = 0.0) -> np.ndarray:
-        names, values = self.task_names, given
-        if isinstance(given, Mapping):
-            unknown = sorted(set(given) - set(names))
-            if unknown:
-                raise ValueError(f"`{argument}` names {unknown}; the tasks are {names}.")
-            values = [given.get(name, missing) for name in names]
-        try:
-            return np.array([float(x) for _, x in zip(names, values, strict=True)])
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"`{argument}` is {given!r}: pass a number for each of the tasks {names}."
-            ) from error
 
 
 def surrogate_of(solution: Solution) -> Callable[..., Any]:

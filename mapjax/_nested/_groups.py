@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from mapjax._picking import per_task
+from mapjax.pareto._checks import as_preference
+
 
 class Group(NamedTuple):
     """Experts that were merged, with one merge for each preference.
@@ -80,26 +83,12 @@ def read_preference(
     """Return weights that sum to 1, or None where there is no preference.
 
     Raises:
-        ValueError: If a name is unknown, a number is missing, negative or not finite, or
-            all are 0.
+        ValueError: As `Solution.pick`.
     """
     if preference is None:
         return None
-    if isinstance(preference, Mapping):
-        unknown = sorted(set(preference) - set(tasks))
-        if unknown:
-            raise ValueError(f"`preference` names {unknown}; the tasks are {list(tasks)}.")
-        preference = [preference.get(task, 0.0) for task in tasks]
-    weights = np.asarray(preference, float)
-    if weights.shape != (len(tasks),):
-        raise ValueError(
-            f"`preference` has shape {weights.shape}, expected one weight for each of the "
-            f"{len(tasks)} tasks {list(tasks)}."
-        )
-    if not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
-        raise ValueError(
-            f"`preference` is {preference}, expected finite weights from 0 up, not all 0."
-        )
+    weights = per_task(preference, tasks, "preference")
+    as_preference(weights, len(weights))
     return weights[None] / weights.sum()
 
 
