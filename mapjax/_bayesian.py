@@ -10,7 +10,7 @@ import numpy as np
 
 from mapjax import pareto
 from mapjax._arguments import check_tolerance
-from mapjax._checks import check_count, check_least
+from mapjax._checks import check_choice, check_count, check_least
 from mapjax._keys import generator
 from mapjax._run import Run
 from mapjax._solution import Solution
@@ -122,8 +122,7 @@ def bayesian_front(
     """
     check_count("verify", verify, 0)
     check_least("batch_size", batch_size, 1)
-    if acquisition not in ACQUISITIONS:
-        raise ValueError(f"`acquisition` is {acquisition!r}; use 'hypervolume' or 'cells'.")
+    check_choice("acquisition", acquisition, ACQUISITIONS)
     check_tolerance(tolerance, "a share of the hypervolume")
     run = Run(
         evaluate,

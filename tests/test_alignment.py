@@ -226,7 +226,7 @@ def test_what_alignment_refuses(key):
     _, params = mlp()
     spec = mlp_spec(params)
     kernel = "['params']['Dense_0']['kernel']"
-    with pytest.raises(ValueError, match="`input_axes` is 'rows'"):
+    with pytest.raises(ValueError, match="is 'rows'; choose from 'leading', 'trailing'"):
         mlp_spec(params, input_axes="rows")
     with pytest.raises(ValueError, match=r"has 4 outputs, but .* Try the other"):
         mlp_spec(params, input_axes="trailing")

@@ -352,7 +352,10 @@ def test_a_second_run_compiles_no_acquisition_again():
     ("options", "message"),
     [
         ({"budget": 2}, "`budget` is 2, but the base and 2 experts alone take 3"),
-        ({"acquisition": "best"}, "`acquisition` is 'best'; use 'hypervolume' or 'cells'"),
+        (
+            {"acquisition": "best"},
+            "is 'best'; choose from 'hypervolume', 'cells'",
+        ),
         ({"batch_size": 0}, "`batch_size` is 0, but must be an int of at least 1"),
         ({"tolerance": -0.1}, "`tolerance` is -0.1, but must be a share"),
         ({"tolerance": np.nan}, "`tolerance` is nan"),

@@ -223,7 +223,7 @@ def test_bad_input_says_what_and_where(maker, arguments, options, message):
 
 
 def test_an_unknown_design_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"`design` 'grid'.*'d_optimal'.*'sobol'"):
+    with pytest.raises(ValueError, match=r"`design` is 'grid'.*'d_optimal'.*'sobol'"):
         make_design("grid", 5, 2, key=KEY)
 
 

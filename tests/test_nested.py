@@ -289,7 +289,7 @@ def test_owners_say_whose_tasks_are_whose():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(method="best"), "`method` is 'best'; use 'composed' or 'paper'"),
+        (dict(method="best"), "`method` is 'best'; choose from 'composed', 'paper'"),
         (dict(method="paper"), "pass `preference`, or method='composed'"),
         (
             dict(method="paper", preference=[1, 1, 1, 1], surrogate="outputs"),

@@ -160,7 +160,10 @@ def test_equal_configurations_are_equal():
         ((CMA_ES(6, {"a": jnp.zeros(2)}), 2), "of 2 numbers .*solution=jnp.zeros"),
         ((STRATEGIES["CMA_ES"], 1), "`num_objectives` is 1"),
         ((STRATEGIES["CMA_ES"], 2, jnp.eye(3)), r"shape \(3, 3\), .* 2 objectives"),
-        ((STRATEGIES["CMA_ES"], 2, None, "sum"), "`scalarization` is 'sum', .*'pbi'"),
+        (
+            (STRATEGIES["CMA_ES"], 2, None, "sum"),
+            "is 'sum'; choose from .*'pbi'",
+        ),
     ],
 )
 def test_errors(arguments, message):

@@ -150,7 +150,10 @@ def test_gradients_stay_finite_where_a_link_saturates():
 
 
 BAD = {
-    "unknown link": (dict(link="logit"), r"Unknown `link` 'logit'.*'identity', 'sigmoid'"),
+    "unknown link": (
+        dict(link="logit"),
+        r"is 'logit'; choose from 'identity', 'sigmoid'",
+    ),
     "too few links": (dict(link=["identity"]), "names 1 links for 2 tasks"),
     "above the range": (
         dict(link=["identity", "sigmoid"], scores={(4, 1): 1.5}),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mapjax import pareto
-from mapjax._checks import check_count, check_least
+from mapjax._checks import check_choice, check_count, check_least
 from mapjax._keys import generator
 from mapjax._nested._groups import draw_preferences, read_owners, read_preference
 from mapjax._nested._pairing import gram_matrix, read_pairing
@@ -128,8 +128,7 @@ def nested_front(
     """
     check_count("verify", verify, 0)
     check_least("budget", budget, 1)
-    if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}; use 'composed' or 'paper'.")
+    check_choice("method", method, METHODS)
     if surrogate == "gradient":
         raise ValueError("`surrogate` is 'gradient'; use 'outputs' or 'quadratic'.")
     if method == "paper":

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from mapjax import _tree
+from mapjax._checks import check_choice
 
 
 class Blocks(NamedTuple):
@@ -63,8 +64,7 @@ def mlp_spec(
         >>> mlp_spec({"fc1": jnp.ones((3, 5)), "fc2": jnp.ones((5, 2))})
         {"['fc1']": {1: 'hidden_0'}, "['fc2']": {0: 'hidden_0'}}
     """
-    if input_axes not in ("leading", "trailing"):
-        raise ValueError(f"`input_axes` is {input_axes!r}; use 'leading' or 'trailing'.")
+    check_choice("input_axes", input_axes, ("leading", "trailing"))
     shapes = {p.path: np.shape(p.value) for p in _tree.leaves(params) if not p.kept}
     kernels = [path for path in shapes if len(shapes[path]) == 2]
     biases = [path for path in shapes if len(shapes[path]) == 1]

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Array, Float
 
+from mapjax._checks import check_choice
 from mapjax.design._box import Bounds, as_points, distinct, read_box
 from mapjax.design._corners import starting_points
 from mapjax.design._d_optimal import d_optimal, keep_determined
@@ -72,8 +73,7 @@ def make_design(
         >>> make_design("sobol", 6, 2, key=jax.random.key(0))[:4].tolist()
         [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
     """
-    if name not in DESIGNS:
-        raise ValueError(f"Unknown `design` {name!r}. Choose from {sorted(DESIGNS)}.")
+    check_choice("design", name, tuple(DESIGNS))
     if isinstance(bounds, str) and bounds == "simplex":
         read_box(num_points, num_coefficients, (0.0, 1.0))
         return _mixtures(name, num_points, num_coefficients, num_experts, key)

@@ -11,6 +11,7 @@ from evosax.types import Params as BaseParams
 from flax import struct
 from jaxtyping import Array, Float
 
+from mapjax._checks import check_choice
 from mapjax._jit import lenient
 from mapjax._types import ArrayLike, PRNGKey
 from mapjax.pareto import reference_directions as spread_directions
@@ -112,11 +113,7 @@ class Decomposition(MultiObjectiveAlgorithm):
                 "is not one array [coefficients]; make it with "
                 f"`solution=jnp.zeros({strategy.num_dims})`."
             )
-        if scalarization not in SCALARIZATIONS:
-            raise ValueError(
-                f"`scalarization` is {scalarization!r}, but must be one of "
-                f"{sorted(SCALARIZATIONS)}."
-            )
+        check_choice("scalarization", scalarization, tuple(SCALARIZATIONS))
         check_num_objectives(num_objectives)
         if reference_directions is None:
             reference_directions = spread_directions(num_objectives, 100)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mapjax._checks import check_choice
 from mapjax.surrogate._links import LINKS
 
 
@@ -54,8 +55,7 @@ def check_links(link: str | Sequence[str], num_tasks: int) -> tuple[str, ...]:
     """Return one known link per task, or say what is wrong."""
     links = (link,) * num_tasks if isinstance(link, str) else tuple(link)
     for each in links:
-        if each not in LINKS:
-            raise ValueError(f"Unknown `link` {each!r}. Choose from {sorted(LINKS)}.")
+        check_choice("link", each, tuple(LINKS))
     if len(links) != num_tasks:
         raise ValueError(
             f"`link` names {len(links)} links for {num_tasks} tasks. Pass one per task, "
