@@ -4,10 +4,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+_AFTER = 2.0
+"""Seconds of work before a bar appears, so that quick work prints nothing."""
+
 
 @contextmanager
 def progress_bar(
-    description: str, total: int, *, show: bool | None = None, after: float = 2.0
+    description: str, total: int, *, show: bool | None = None
 ) -> Iterator[Callable[[int], None]]:
     """Count finished pieces of work on a rich progress bar with the time left.
 
@@ -15,7 +18,6 @@ def progress_bar(
         description: What is being counted.
         total: How many pieces there are.
         show: True or False to insist; None shows a bar on terminals only.
-        after: Seconds of work before the bar appears, so that quick work prints nothing.
 
     Yields:
         A function that takes how many further pieces are finished.
@@ -46,7 +48,7 @@ def progress_bar(
     def advance(count: int) -> None:
         nonlocal started
         bar.advance(task, count)
-        if visible and not started and time.monotonic() - begun > after:
+        if visible and not started and time.monotonic() - begun > _AFTER:
             bar.start()
             started = True
 

@@ -47,7 +47,6 @@ class Run:
         budget: How many evaluations may be made.
         fitted: The last surrogate, if any.
         front: The last front, if any.
-        by_preference: Whether it is one of weights that a rule gives the experts.
         result: How it went so far.
     """
 
@@ -114,7 +113,6 @@ class Run:
         self.fitted: Any = None
         self.correction: Any = None
         self.front: Front | None = None
-        self.by_preference = False
         self.result = RESULTS.successful
         self.num_verified, self.verified = 0, None
         self.rounds: list[dict[str, Any]] = []
@@ -255,7 +253,6 @@ class Run:
 
     def trace(self, key: PRNGKey, *, rough: bool = False) -> Front:
         """Trace the front of the last surrogate; roughly, where it only leads to the next."""
-        self.by_preference = self.domain.by_preference
         with timed(self.seconds, "search"):
             self.front = trace(
                 *(self.fitted, self.signs, self.domain),
@@ -345,7 +342,7 @@ class Run:
             coefficient_names=problem.coefficient_names,
             directions=problem.directions,
             experts=problem.expert_names,
-            by_preference=self.by_preference,
+            by_preference=self.domain.by_preference,
         )
 
     def _fit_scalar(self, samples: Samples, ridge: float | str | None) -> Any:

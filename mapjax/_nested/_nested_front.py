@@ -148,7 +148,13 @@ def nested_front(
             f"`bounds` is {bounds!r}, but a tree chooses the sizes of its merges: pass "
             "(lower, upper), or use `map_front`."
         )
-    common: dict[str, Any] = dict(
+    size = getattr(evaluate, "num_coefficients", None) or num_coefficients
+    most = budget or 1 + 20 * (size if isinstance(size, int) else 1)
+    plan = ("nested_front", method, repr((preference, pairing, owners)))
+    run = Run(
+        evaluate,
+        budget=most,
+        key=key,
         num_coefficients=num_coefficients,
         bounds=bounds,
         directions=directions,
@@ -161,12 +167,8 @@ def nested_front(
         save_to=save_to,
         throw=throw,
         progress=progress,
-        key=key,
+        plan=plan,
     )
-    size = getattr(evaluate, "num_coefficients", None) or num_coefficients
-    most = budget or 1 + 20 * (size if isinstance(size, int) else 1)
-    plan = ("nested_front", method, repr((preference, pairing, owners)))
-    run = Run(evaluate, budget=most, plan=plan, **common)
     n, experts = run.num_coefficients, run.recorder.problem.coefficient_names
     if n > run.num_experts:
         raise ValueError(

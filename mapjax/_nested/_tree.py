@@ -12,14 +12,13 @@ from mapjax._nested import _pairing
 from mapjax._nested._groups import Group, single_experts, weights_in
 from mapjax._nested._plane import fit_plane, maximise, reach
 from mapjax._run import Run
+from mapjax._tracing import _CAUTION
 from mapjax.design import sobol
 from mapjax.surrogate import Outputs, OutputSurrogate, Quadratic
 
 _SPREAD = 0.15
 _NEAREST = 5e-3
 _BLOCKS = (64, 512)
-_CAUTION = 1.0
-"""By how many standard deviations predictions are made worse in the search."""
 _NUM_TRIES = 20
 
 

@@ -57,9 +57,7 @@ def read_start(start: Any, num_coefficients: int) -> np.ndarray:
     return array
 
 
-def read_directions(
-    directions: Any, num_objectives: int, name: str = "reference_directions"
-) -> np.ndarray:
+def read_directions(directions: Any, num_objectives: int) -> np.ndarray:
     """Return reference directions as they are.
 
     Raises:
@@ -69,14 +67,14 @@ def read_directions(
     array = np.asarray(directions)
     if array.ndim != 2 or array.shape[0] < 1 or array.shape[1] != num_objectives:
         raise ValueError(
-            f"`{name}` has shape {array.shape}, but must be [directions, objectives] with "
-            f"{num_objectives} objectives; try "
+            f"`reference_directions` has shape {array.shape}, but must be [directions, "
+            f"objectives] with {num_objectives} objectives; try "
             f"`mapjax.pareto.reference_directions({num_objectives}, 100)`."
         )
     if not np.isfinite(array).all() or (array < 0).any() or (array.sum(axis=1) <= 0).any():
         raise ValueError(
-            f"`{name}` must be finite and non-negative, with something above zero in each "
-            "row; take absolute values, or leave such rows out."
+            "`reference_directions` must be finite and non-negative, with something above "
+            "zero in each row; take absolute values, or leave such rows out."
         )
     return array
 

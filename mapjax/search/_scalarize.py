@@ -11,6 +11,8 @@ from mapjax._jit import lenient
 LEAST_WEIGHT = 1e-3
 """Weights below this let weakly dominated points win; a front's ends need them small."""
 
+_PENALTY = 5.0
+
 
 def max_product(
     rows: Float[Array, "rows objectives"], columns: Float[Array, "objectives columns"]
@@ -52,9 +54,7 @@ def smooth_tchebycheff(
 
 
 def penalty_boundary_intersection(
-    scores: Float[Array, "*points objectives"],
-    direction: Float[Array, " objectives"],
-    penalty: float = 5.0,
+    scores: Float[Array, "*points objectives"], direction: Float[Array, " objectives"]
 ) -> Float[Array, "*points"]:
     """Add the distance along the direction and, as a penalty, that away from it.
 
@@ -64,7 +64,7 @@ def penalty_boundary_intersection(
     unit = direction / jnp.linalg.norm(direction)
     along = jnp.sum(scores * unit, axis=-1)
     away = jnp.linalg.norm(scores - along[..., None] * unit, axis=-1)
-    return along + penalty * away
+    return along + _PENALTY * away
 
 
 SCALARIZATIONS: dict[str, Callable[[Array, Array], Array]] = {
