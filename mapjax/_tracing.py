@@ -16,7 +16,7 @@ from mapjax._sizes import USUAL_POINTS, padded
 from mapjax._types import ArrayLike, PRNGKey
 
 NUM_DRAWS = 64
-_CAUTION = 1.0
+CAUTION = 1.0
 _NUM_STEPS = 20
 _ROUGH_SHARE = 0.2
 _EARLY_SHARE = 0.7
@@ -73,7 +73,7 @@ def trace(
     from mapjax import search  # evosax and flax behind it load only when needed
 
     share = _ROUGH_SHARE if rough else 1.0
-    objective = Minimised(surrogate, domain, signs, np.asarray(_CAUTION, signs.dtype))
+    objective = Minimised(surrogate, domain, signs, np.asarray(CAUTION, signs.dtype))
     towards = pareto.reference_directions(len(signs), num_points)
     algorithm = search.NSGA3(
         population_size=num_points,

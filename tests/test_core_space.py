@@ -167,3 +167,17 @@ def test_directions_that_are_only_rounding_are_no_part_of_the_edit(ranks, identi
     seen = []
     core_space(tv, lambda t: seen.append(t.vectors["['w']"].shape) or t)
     assert seen == [(2, k, m)]
+
+
+def test_other_transforms_multiply_factors_out_once(example, monkeypatch):
+    tv, products = example
+    dense, shapes = LowRank.dense, []
+
+    def counted(v):
+        shapes.append(v.shape)
+        return dense(v)
+
+    monkeypatch.setattr(LowRank, "dense", counted)
+    edited = transforms.widen(tv)
+    assert shapes == [products.shape]
+    assert edited.vectors["dense"].dtype == tv.vectors["dense"].dtype == jnp.float32

@@ -83,22 +83,6 @@ def test_adapters_merge_as_their_products(example):
     )
 
 
-def test_a_transform_multiplies_factors_out_once(example, monkeypatch):
-    *_, tv = example
-    dense, shapes = LowRank.dense, []
-
-    def counted(v):
-        shapes.append(v.shape)
-        return dense(v)
-
-    monkeypatch.setattr(LowRank, "dense", counted)
-    edited = mj.transforms.widen(tv)
-    factored = [tv.vectors[name] for name in ("dense", "query")]
-    assert sorted(shapes) == sorted(v.shape for v in factored)
-    for name, v in zip(("dense", "query"), factored, strict=True):
-        assert edited.vectors[name].dtype == v.dtype == dense(v).dtype
-
-
 def test_adapters_have_groups_too(example):
     base, given, tv = example
     want = numpy_vectors(given)

@@ -12,7 +12,7 @@ from mapjax._nested import _pairing
 from mapjax._nested._groups import Group, single_experts, weights_in
 from mapjax._nested._plane import fit_plane, maximise, reach
 from mapjax._run import Run
-from mapjax._tracing import _CAUTION
+from mapjax._tracing import CAUTION
 from mapjax.design import sobol
 from mapjax.surrogate import Outputs, OutputSurrogate, Quadratic
 
@@ -250,7 +250,7 @@ class Tree:
                 scores = self._predict(surrogate, rows)[..., columns]
                 doubt = np.nan_to_num(self._predict(surrogate.std, rows)[..., columns])
                 # gains * scores - caution * |gains| * doubt, summed over tasks
-                cautious = scores - np.sign(gains)[:, None] * _CAUTION * doubt
+                cautious = scores - np.sign(gains)[:, None] * CAUTION * doubt
                 return np.einsum("pgt,pt->pg", cautious, gains)
 
             return maximise(by_outputs, low, high)
