@@ -268,7 +268,7 @@ def test_a_front_that_samples_do_not_determine_is_not_picked_from(result):
     solution = solve(bonus=5.0, result=result, by_preference=False)
     for t, task in enumerate(TASKS):
         np.testing.assert_array_equal(solution.pick({task: 1.0}), np.eye(3)[t])
-    np.testing.assert_array_equal(solution.pick(at_least={"b": 0.7}), np.eye(3)[1])
+    np.testing.assert_array_equal(solution.pick(at_least={"b": 4.0}), np.eye(3)[1])
     sure = solve(bonus=5.0, by_preference=False)
     assert not np.isin(sure.pick({"a": 1.0}), (0.0, 1.0)).all()
 
