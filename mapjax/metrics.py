@@ -270,9 +270,21 @@ def _auc(outputs: Any, targets: Array) -> Array:
         area = _binary_auc(logits[:, 1] - logits[:, 0], labels == 1)
     else:
         one_hot = labels[:, None] == jnp.arange(1.0 * logits.shape[1])[None]
-        probabilities = jax.nn.softmax(logits)
-        area = jnp.mean(jax.vmap(_binary_auc, in_axes=(1, 1))(probabilities, one_hot))
+        odds = _log_odds(logits)
+        missing = missing | jnp.any(jnp.isnan(odds))
+        area = jnp.mean(jax.vmap(_binary_auc, in_axes=(1, 1))(odds, one_hot))
     return _nan_if(missing, area)
+
+
+def _log_odds(logits: Array) -> Array:
+    """Compare each class with all others: ordered as the softmax, but never saturated."""
+    top = jax.nn.one_hot(jnp.argmax(logits, axis=1), logits.shape[1], dtype=bool)
+    log_p = jax.nn.log_softmax(logits)
+    # One minus the probability cancels for the largest alone, the others' are at most 1/2.
+    odds = log_p - jnp.log1p(-jnp.where(top, 0.0, jnp.exp(log_p)))
+    below = logits - jnp.max(logits, axis=1, keepdims=True)
+    rest = jax.nn.logsumexp(jnp.where(top, -jnp.inf, below), axis=1, keepdims=True)
+    return jnp.where(top, -rest, odds)
 
 
 accuracy = Metric(_accuracy, bounds=(0.0, 1.0), per_example=True, differentiable=False)

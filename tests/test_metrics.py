@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 from sklearn import metrics as truth
 
 from mapjax import metrics
@@ -119,6 +120,40 @@ def test_classes_that_never_occur_have_no_share_in_f1():
     np.testing.assert_allclose(
         metrics.f1(jnp.asarray(logits), jnp.asarray(labels)), want, rtol=1e-6
     )
+
+
+def one_versus_rest(logits, labels):
+    """Compute the truth: log-odds in double precision, which tie only where they must."""
+    z, areas = logits.astype(float), []
+    for k in range(z.shape[1]):
+        odds = z[:, k] - logsumexp(np.delete(z, k, axis=1), axis=1)
+        areas.append(truth.roc_auc_score(labels == k, np.clip(odds, -1e9, 1e9)))
+    return np.mean(areas)
+
+
+@pytest.mark.parametrize("num_classes", [3, 5, 40])
+@pytest.mark.parametrize("scale", [0.1, 1, 10, 50, 1000])
+def test_auc_of_confident_logits_has_no_ties(num_classes, scale):
+    rng = np.random.default_rng(num_classes)
+    labels = rng.integers(0, num_classes, 800)
+    logits = rng.normal(size=(800, num_classes)) + np.eye(num_classes)[labels]
+    logits = (scale * logits).astype(np.float32)
+    got = jax.vmap(jax.jit(metrics.auc), (0, None))(jnp.array([logits]), jnp.array(labels))
+    np.testing.assert_allclose(got[0], one_versus_rest(logits, labels), atol=2e-6)
+    if scale <= 1:  # softmax in double precision does not saturate yet
+        soft = np.exp(logits.astype(float))
+        soft /= soft.sum(1, keepdims=True)
+        want = truth.roc_auc_score(labels, soft, multi_class="ovr")
+        np.testing.assert_allclose(got[0], want, atol=2e-6)
+
+
+def test_auc_takes_classes_that_are_ruled_out():
+    logits = 50 * LOGITS
+    logits[::3, 2] = logits[::7, :4] = -np.inf  # some rows have one class left
+    got = metrics.auc(jnp.asarray(logits), jnp.asarray(LABELS))
+    np.testing.assert_allclose(got, one_versus_rest(logits, LABELS), rtol=2e-6)
+    logits[5] = -np.inf  # nothing is left, so there is no probability
+    assert np.isnan(metrics.auc(jnp.asarray(logits), jnp.asarray(LABELS)))
 
 
 def test_auc_of_one_class_is_undefined():
