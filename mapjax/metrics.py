@@ -1,4 +1,17 @@
-"""Scores of a model's outputs against targets."""
+"""Scores of a model's outputs against targets.
+
+- `accuracy`: share of examples decided rightly, by the largest logit, or by the sign of a
+  single one.
+- `cross_entropy`: mean negative log-likelihood in nats, of logits against labels or
+  distributions. One logit an example is that of the second of two classes; its target is
+  the probability of that class.
+- `mean_squared_error`: mean squared difference between outputs and targets.
+- `f1`: F1 of the positive class for one or two outputs, the mean over classes for more.
+- `auc`: area under the ROC curve, the mean of one class against the rest for three or more.
+
+Labels count from 0, and one that is no class gives NaN: nothing is masked. `Metric` makes
+one of any function.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -288,33 +301,11 @@ def _log_odds(logits: Array) -> Array:
 
 
 accuracy = Metric(_accuracy, bounds=(0.0, 1.0), per_example=True, differentiable=False)
-"""Share of examples decided rightly: largest logit, or the sign of a single one.
-
-Labels count from 0, and one that is no class gives NaN: nothing is masked.
-"""
-
 cross_entropy = Metric(
     _cross_entropy, direction="minimize", bounds=(0.0, None), per_example=True
 )
-"""Mean negative log-likelihood in nats, of logits against labels or distributions.
-
-One logit an example is that of the second of two classes; its target is the probability
-of that class. A label that is no class gives NaN: nothing is masked.
-"""
-
 mean_squared_error = Metric(
     _mean_squared_error, direction="minimize", bounds=(0.0, None), per_example=True
 )
-"""Mean squared difference between outputs and targets."""
-
 f1 = Metric(_f1, bounds=(0.0, 1.0), differentiable=False)
-"""F1: of the positive class for one or two outputs, the mean over classes for more.
-
-A label that is no class, counted from 0, gives NaN.
-"""
-
 auc = Metric(_auc, bounds=(0.0, 1.0), differentiable=False)
-"""Area under the ROC curve: binary, or the mean of one-versus-rest softmax scores.
-
-A label that is no class, counted from 0, gives NaN.
-"""

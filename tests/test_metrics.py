@@ -202,6 +202,12 @@ def test_targets_of_another_shape_are_refused(metric, outputs, targets, message)
         getattr(metrics, metric)(jnp.asarray(outputs), jnp.asarray(targets))
 
 
+def test_help_says_what_each_metric_is():
+    made = [name for name, x in vars(metrics).items() if isinstance(x, metrics.Metric)]
+    assert len(made) == 5
+    assert all(f"- `{name}`: " in (metrics.__doc__ or "") for name in made)
+
+
 def test_what_is_no_metric_is_refused():
     with pytest.raises(
         ValueError, match="`metric` is 'accuracy', but must be a metric such"
