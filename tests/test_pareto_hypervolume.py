@@ -251,9 +251,9 @@ def test_half_precision_is_only_that_of_scores(dtype, key):
     reference = jnp.full(3, 1.1, dtype)
     wide = [x.astype(jnp.float32) for x in (front, reference)]
     volume = pareto.hypervolume(front, reference)
-    assert volume.dtype == dtype
-    assert volume == pareto.hypervolume(*wide).astype(dtype)
+    assert volume.dtype == jnp.float32
+    assert volume == pareto.hypervolume(*wide)
     found = pareto.hypervolume_monte_carlo(front, reference, key=key)
     truth = pareto.hypervolume_monte_carlo(*wide, key=key)
-    assert found == tuple(x.astype(dtype) for x in truth)
+    assert found == truth
     assert found[1] > 0

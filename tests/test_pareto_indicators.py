@@ -202,6 +202,28 @@ def test_shares_of_many_pairs_are_counted_in_more_than_half_precision():
     np.testing.assert_allclose(pareto.win_rate(a, b), wins, rtol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_scores_of_half_precision_have_indicators_of_single(dtype, sets):
+    narrow = [jnp.asarray(points).astype(dtype) for points in sets]
+    wide = [points.astype(jnp.float32) for points in narrow]
+    draws = jnp.stack([narrow[0], narrow[0] + 1])
+    levels = jnp.linspace(0, 1, 5, dtype=dtype)
+    for found, want in [
+        *[(f(*narrow), f(*wide)) for f in (*DISTANCES, pareto.coverage, pareto.win_rate)],
+        *[(f(narrow[0]), f(wide[0])) for f in (pareto.spacing, pareto.crowding_distance)],
+        (
+            pareto.probability_non_dominated(draws),
+            np.where(pareto.non_dominated(wide[0]), 1, 0),
+        ),
+        (
+            pareto.attainment_band(draws[..., :2], levels)[0],
+            pareto.attainment_band(draws[..., :2].astype(float), levels.astype(float))[0],
+        ),
+    ]:
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, want)
+
+
 def test_draws_of_integers_have_shares_that_are_none():
     draws = np.array([[[0, 1], [1, 2]], [[0, 1], [1, 0]]])
     assert pareto.probability_non_dominated(draws).tolist() == [1.0, 0.5]

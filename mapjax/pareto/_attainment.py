@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from mapjax._jit import jit
 from mapjax._types import ArrayLike
+from mapjax.pareto._checks import as_float
 
 
 def attainment_band(
@@ -56,7 +57,7 @@ def attainment_band(
         raise ValueError(
             f"`probability` is {probability}, but must be above 0 and below 1, such as 0.9."
         )
-    return _band(jnp.asarray(draws), jnp.asarray(levels), probability)
+    return _band(as_float(draws), as_float(levels), probability)
 
 
 @jit

@@ -8,6 +8,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from mapjax._types import widened
+
 
 def is_concrete(*arrays: Any) -> bool:
     """Tell whether values can be looked at, which under a JAX transform they cannot."""
@@ -20,10 +22,10 @@ def to_device(values: Any) -> Array:
 
 
 def as_float(values: Any) -> Array:
-    """Make an array of floats, keeping a floating dtype as it is."""
+    """Make an array of floats in single precision at least: what is counted needs it."""
     array = to_device(values)
     if jnp.issubdtype(array.dtype, jnp.floating):
-        return array
+        return array if array.dtype.itemsize >= 4 else widened(array)
     return array.astype(jnp.result_type(float))
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from mapjax._jit import jit
 from mapjax._keys import check_key
-from mapjax._types import ArrayLike, PRNGKey, widened
+from mapjax._types import ArrayLike, PRNGKey
 from mapjax.pareto._checks import as_points, as_vector, is_concrete
 
 _MOST_OBJECTIVES = 6
@@ -106,8 +106,6 @@ class _Bounds(NamedTuple):
 def _hypervolume(
     scores: Float[Array, "points objectives"], reference: Float[Array, " objectives"]
 ) -> Float[Array, ""]:
-    dtype = scores.dtype
-    scores, reference = widened(scores), widened(reference)
     usable = _enclosed(scores, reference)
     scores = jnp.where(usable[:, None], scores, jnp.inf)
     scores = scores[jnp.argsort(scores[:, 0])]
@@ -136,7 +134,7 @@ def _hypervolume(
         return volume + area * depth[index], updated, bounds.defined_by
 
     start = (jnp.zeros((), scores.dtype), whole, room)
-    return jax.lax.fori_loop(0, jnp.sum(usable), insert, start)[0].astype(dtype)
+    return jax.lax.fori_loop(0, jnp.sum(usable), insert, start)[0]
 
 
 def _insert(index, bounds, spare, ranks, values, chunk):
@@ -261,8 +259,6 @@ def _monte_carlo(
     num_samples: Int[Array, ""],
     key: PRNGKey,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    dtype = scores.dtype
-    scores, reference = widened(scores), widened(reference)  # counts overflow in less
     usable = _enclosed(scores, reference)[:, None]
     if ideal is None:
         ideal = jnp.min(jnp.where(usable, scores, reference), axis=0)
@@ -282,4 +278,4 @@ def _monte_carlo(
     share = (count / num_samples).astype(scores.dtype)
     volume = jnp.prod(reference - ideal)
     error = jnp.sqrt(share * (1 - share) / (num_samples - 1).astype(scores.dtype))
-    return (volume * share).astype(dtype), (volume * error).astype(dtype)
+    return volume * share, volume * error

@@ -298,14 +298,13 @@ def _win_rate(
     a: Float[Array, "a tasks"], b: Float[Array, "b tasks"]
 ) -> Float[Array, " tasks"]:
     in_a, in_b = (~jnp.any(jnp.isnan(points), axis=-1) for points in (a, b))
-    dtype = jnp.promote_types(a.dtype, jnp.float32)  # of counts, which overflow in less
-    num_pairs = jnp.sum(in_a).astype(dtype) * jnp.sum(in_b)
+    num_pairs = jnp.sum(in_a).astype(a.dtype) * jnp.sum(in_b)
     # Rows of b that are left out beat everything, and so never lose a pair.
     b = jnp.sort(jnp.where(in_b[:, None], b, -jnp.inf), axis=0)
 
     def one_task(a, b):
         beaten = len(b) - jnp.searchsorted(b, a, side="right")
-        return jnp.sum(jnp.where(in_a, beaten, 0).astype(dtype))
+        return jnp.sum(jnp.where(in_a, beaten, 0).astype(a.dtype))
 
     wins = jax.vmap(one_task, in_axes=1)(a, b)
-    return (wins / jnp.maximum(num_pairs, 1)).astype(a.dtype)
+    return wins / jnp.maximum(num_pairs, 1)
