@@ -76,10 +76,16 @@ class Metric(eqx.Module):
         """Score every example, `[examples]`, if `per_example`.
 
         Raises:
-            ValueError: If the function returns another shape.
+            ValueError: If the metric is no mean over examples, or the function returns
+                another shape.
         """
+        if not self.per_example:
+            raise ValueError(
+                "This metric has `per_example=False`: it is no mean over examples, and has no "
+                "score of each. Call it for one of all, `metric(outputs, targets)`."
+            )
         values = jnp.asarray(self.function(outputs, targets))
-        count, *_ = (x.shape[0] for x in jax.tree.leaves((targets, outputs)))
+        count = len(jax.tree.leaves((targets, outputs))[0])
         if values.shape != (count,):
             # Any other shape would be broadcast, and summed too often or too rarely.
             raise ValueError(
@@ -138,12 +144,17 @@ def _are_bounds(bounds: Any) -> bool:
 
 
 def _one_array(outputs: Any) -> Array:
-    """Refuse what a model returns beside logits, before it fails somewhere else."""
+    """Refuse what is beside logits, or no examples, before it fails somewhere else."""
     if not hasattr(outputs, "ndim"):
         raise ValueError(
             f"The metric takes one array of outputs, but `predict` returned a "
             f"{type(outputs).__name__}. Return the logits alone, or choose them by "
             "`metric.after(lambda outputs: outputs[...])`."
+        )
+    if outputs.shape[:1] == (0,):
+        raise ValueError(
+            f"The outputs have shape {outputs.shape}, so there are no examples to score: pass "
+            "at least one."
         )
     return outputs
 

@@ -268,6 +268,24 @@ def test_labels_that_are_no_class_give_nan(metric, labels):
         assert jnp.isnan(metric(outputs, jnp.array(labels)))
 
 
+@pytest.mark.parametrize(
+    "name", ["accuracy", "cross_entropy", "mean_squared_error", "f1", "auc"]
+)
+def test_no_examples_have_no_score(name):
+    outputs = jnp.zeros((0, 3))
+    targets = outputs if name == "mean_squared_error" else jnp.zeros(0, int)
+    with pytest.raises(ValueError, match=r"shape \(0, 3\), so there are no examples"):
+        getattr(metrics, name)(outputs, targets)
+
+
+@pytest.mark.parametrize("metric", [metrics.f1, metrics.auc])
+def test_what_is_no_mean_has_no_score_of_each(metric):
+    with pytest.raises(
+        ValueError, match="`per_example=False`: it is no mean over examples"
+    ):
+        metric.each(jnp.array(LOGITS), jnp.array(LABELS))
+
+
 @pytest.mark.parametrize("kind", [int, bool, jnp.uint8])
 @pytest.mark.parametrize("shape", [(4,), (4, 2), (4, 3)])
 def test_metrics_promote_nothing_by_themselves(kind, shape):

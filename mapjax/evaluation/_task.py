@@ -11,6 +11,8 @@ from jaxtyping import Array, PyTree
 from mapjax import metrics
 from mapjax._types import DIRECTIONS, Direction, wide, widened
 
+_MOST_SHOWN = 3
+
 
 class Task(eqx.Module):
     """One task on which merges are scored.
@@ -36,7 +38,7 @@ class Task(eqx.Module):
     def __init__(
         self,
         name: str,
-        predict: Callable[..., Any],
+        predict: Any,
         inputs: PyTree,
         targets: PyTree,
         metric: Any = metrics.accuracy,
@@ -57,8 +59,13 @@ class Task(eqx.Module):
 
         Raises:
             ValueError: If there are no examples, their numbers differ, the direction is
-                unknown, or the metric is no function.
+                unknown, or `predict` or the metric is no function.
         """
+        if not callable(predict):
+            raise ValueError(
+                f"`predict` of task {name!r} is {predict!r}, but must be a function `(params, "
+                "inputs) -> outputs` written in JAX."
+            )
         if direction not in (None, *DIRECTIONS):
             raise ValueError(
                 f"Task {name!r} has direction {direction!r}; use 'maximize' or 'minimize'."
@@ -81,7 +88,11 @@ class Task(eqx.Module):
         ):
             raise ValueError(
                 f"Task {name!r} needs as many inputs as targets, at least one, along the "
-                f"first axis of every array; got {counts}. Join what comes in batches."
+                f"first axis of every array; got {_first(counts)}. "
+                + (
+                    _numbers(inputs=inputs, targets=targets)
+                    or "Join what comes in batches."
+                )
             )
 
     @property
@@ -137,25 +148,29 @@ class Task(eqx.Module):
             ValueError: If `predict` does not return one row per example.
         """
         inputs, _ = _batches(self.inputs, batch_size)
+        # Batches are joined and cut along the first axis, which all outputs need.
         stacked = jax.lax.map(lambda x: self._rows(params, x), inputs)
         return jax.tree.map(
             lambda y: y.reshape(-1, *y.shape[2:])[: self.num_examples], stacked
         )
 
-    def _rows(self, params: PyTree, inputs: PyTree) -> PyTree:
+    def _rows(self, params: PyTree, inputs: PyTree, *, enough: Any = all) -> PyTree:
+        """Predict, and refuse outputs of which not all, or not any, have these rows."""
         outputs, count = self.predict(params, inputs), len(jax.tree.leaves(inputs)[0])
-        for y in jax.tree.leaves(outputs):
-            shape = jnp.shape(y)
-            if shape[:1] != (count,):  # batches are joined and cut along this axis
-                rest = shape[0] // count if shape and shape[0] % count == 0 else "..."
-                raise ValueError(
-                    f"`predict` returned {list(shape)} for {count} examples of task "
-                    f"{self.name!r}: return one row per example, such as [{count}, {rest}]."
-                )
+        shapes = [jnp.shape(y) for y in jax.tree.leaves(outputs)]
+        wrong = [shape for shape in shapes if shape[:1] != (count,)]
+        if wrong and not enough(shape[:1] == (count,) for shape in shapes):
+            shape = wrong[0]
+            rest = shape[0] // count if shape and shape[0] % count == 0 else "..."
+            raise ValueError(
+                f"`predict` returned {list(shape)} for {count} examples of task "
+                f"{self.name!r}: return one row per example, such as [{count}, {rest}]."
+            )
         return outputs
 
     def _sum(self, params: PyTree, inputs: PyTree, targets: PyTree, real: Array) -> Array:
-        values = self.metric.each(self.predict(params, inputs), targets)
+        # What the metric leaves out, such as a loss of the model's own, may have no rows.
+        values = self.metric.each(self._rows(params, inputs, enough=any), targets)
         # `where`, not a product: padding that gives NaN must not count.
         return jnp.sum(jnp.where(real, values, 0))
 
@@ -168,6 +183,29 @@ def _arrays(tree: PyTree, what: str) -> PyTree:
             f"{what} are no arrays of numbers ({error}). Pass arrays `[examples, ...]` or a "
             "pytree of them: read what a generator gives, and number what has names."
         ) from error
+
+
+def _first(counts: dict[str, int | None]) -> str:
+    """Write the first few of what may be many thousands."""
+    shown = dict(list(counts.items())[:_MOST_SHOWN])
+    more = len(counts) - len(shown)
+    return f"{shown} and {more:,} more" if more else f"{shown}"
+
+
+def _numbers(**given: PyTree) -> str:
+    """Say which lists of numbers are meant as arrays; JAX takes each number for one."""
+    lists = [
+        name
+        for name, tree in given.items()
+        if isinstance(tree, list | tuple)
+        and any(isinstance(x, int | float) for x in jax.tree.leaves(tree))
+    ]
+    if not lists:
+        return ""
+    arrays = " and ".join(f"`np.asarray({name})`" for name in lists)
+    named = " and ".join(f"`{name}`" for name in lists)
+    what = "are lists" if len(lists) > 1 else f"is a {type(given[lists[0]]).__name__}"
+    return f"{named} {what}, in which each number is an array of its own: pass {arrays}."
 
 
 def _batches(tree: PyTree, batch_size: int) -> tuple[PyTree, Array]:
