@@ -341,7 +341,7 @@ def test_a_run_that_was_refused_before_any_evaluation_can_be_corrected(capsys, c
     for names in ('["a"]', '["b"]'):
         (configured / "b.toml").write_text(f"{BOX}task_names = {names}\n")
         _, err = run(capsys, "front", "b.toml", code=1)
-        assert "There is 1 task" in err
+        assert "`task_names` has 1 entry" in err
 
 
 def test_a_surrogate_that_is_not_kept_is_a_note(capsys, configured, monkeypatch):

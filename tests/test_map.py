@@ -351,7 +351,12 @@ def test_a_second_run_compiles_nothing_new():
         ({"bounds": (np.zeros(3), np.ones(3))}, "two arrays of 2"),
         ({"directions": "up"}, "`directions` is 'up'; choose from 'maximize', 'minimize'"),
         ({"directions": ["maximize", "down"]}, "`directions` is 'down'"),
-        ({"directions": ["maximize"]}, "There is 1 task"),
+        (
+            {"directions": ["minimize"]},
+            "`directions` has 1 entry, 'minimize', .* pass directions='minimize' for all",
+        ),
+        ({"link": []}, "`link` has no entries, .* pass link='identity' for all"),
+        ({"task_names": ["a"]}, "`task_names` has 1 entry, 'a', .* one for each"),
         ({"link": "probit"}, "`link` is 'probit'; choose from 'identity', 'sigmoid'"),
         ({"design": "circle"}, "circle"),
         (

@@ -156,6 +156,7 @@ def describe_problem(
         link_bounds=None if link_bounds is None else tuple(link_bounds),
         num_examples=None,
     )
+    _check_several(task_names=task_names, directions=directions, link=link)
     counts = [
         len(x)
         for x in (directions, link, *_arrays(link_bounds))
@@ -196,6 +197,22 @@ def _check_names(names: Any) -> None:
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise ValueError(f"`task_names` must be unique, but {twice} come more than once.")
+
+
+def _check_several(**given: Any) -> None:
+    """Refuse lists for fewer than the two tasks that a function must score."""
+    for name, value in given.items():
+        if value is None or isinstance(value, str) or len(value) > 1:
+            continue
+        only = f"1 entry, {value[0]!r}," if len(value) else "no entries,"
+        word = (
+            value[0] if len(value) else "maximize" if name == "directions" else "identity"
+        )
+        one = "" if name == "task_names" else f"{name}={word!r} for all tasks, or "
+        raise ValueError(
+            f"`{name}` has {only} but a front trades at least two tasks against each other: "
+            f"pass {one}a list with one for each."
+        )
 
 
 def _check_ends(bounds: Any) -> None:
