@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mapjax import pareto
 from mapjax._checks import check_choice
 from mapjax._picking import choose, own_or_better, per_task
 from mapjax._result import RESULTS, UNDETERMINED, Front, Point, Samples
@@ -20,6 +19,7 @@ from mapjax._types import ArrayLike, Direction
 from mapjax.design import corners
 from mapjax.evaluation import minimising_signs
 from mapjax.pareto._checks import as_preference
+from mapjax.pareto._hypervolume import exact_or_estimated
 
 _MOST_SHOWN = 8
 
@@ -196,6 +196,7 @@ class Solution(eqx.Module):
         reference: ArrayLike | Sequence[float] | None = None,
         *,
         verified: bool = True,
+        key: Any = None,
     ) -> Float[Array, ""]:
         """Measure the volume of scores between a reference and the front.
 
@@ -204,16 +205,17 @@ class Solution(eqx.Module):
                 worthless; by default the worst of the base and the experts on each task,
                 or of all samples where some expert is not among them.
             verified: Measure the verified front instead of the predicted one.
+            key: A typed key, needed above six tasks: the volume is then an estimate from
+                100,000 random samples, as by `mapjax.pareto.hypervolume_monte_carlo`.
 
         Returns:
             The volume, at least 0, larger is better.
 
         Raises:
             ValueError: If nothing was verified, the front is empty, the reference is not one
-                score per task, or there is none nor a finite score to make one from.
+                score per task nor can be made of finite ones, or a key is missing.
         """
-        signs = minimising_signs(self.directions)
-        front = self._front(verified)
+        front, signs = self._front(verified), minimising_signs(self.directions)
         if reference is None:
             named = self.references()
             rows = [row for name, row in named.items() if name != "uniform"]
@@ -229,8 +231,9 @@ class Solution(eqx.Module):
         else:
             worst = per_task(reference, self.task_names, "reference") * signs
         # Copies of the reference add no volume, and take no time.
-        scores = usual(np.asarray(front.scores) * signs, worst)
-        return pareto.hypervolume(scores, worst)
+        return exact_or_estimated(
+            usual(np.asarray(front.scores) * signs, worst), worst, key
+        )
 
     def table(self) -> list[Point]:
         """List what was measured: base, experts and uniform merge, then the verified front.

@@ -278,6 +278,20 @@ def test_experts_may_be_called_like_the_references():
     assert labels == ["base", "expert base", "expert uniform", "uniform merge"]
 
 
+def test_the_hypervolume_of_many_tasks_is_estimated(key):
+    names = tuple("abcdefg")
+    scores = np.random.default_rng(0).random((6, 7)).astype(np.float32)
+    front = Front(jnp.zeros((6, 7)), jnp.asarray(scores))
+    solution = make_solution(
+        front=front, task_names=names, coefficient_names=names, directions=("maximize",) * 7
+    )
+    with pytest.raises(ValueError, match=r"There are 7 tasks, and above 6 .* pass `key="):
+        solution.hypervolume([0.0] * 7, verified=False)
+    got = solution.hypervolume([0.0] * 7, verified=False, key=key)
+    want = moocore.hypervolume(scores, ref=[0.0] * 7, maximise=True)
+    np.testing.assert_allclose(got, want, rtol=0.05)
+
+
 def test_without_some_expert_the_worst_of_all_samples_is_the_reference():
     kept = [0, 1, 3, 4, 5, 6]  # the base counts as no expert
     samples = Samples(

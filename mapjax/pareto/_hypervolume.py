@@ -251,6 +251,22 @@ def hypervolume_monte_carlo(
     return _monte_carlo(points, corner, ideal, samples, key)
 
 
+def exact_or_estimated(scores: Any, reference: Any, key: Any) -> Float[Array, ""]:
+    """Measure the hypervolume, or estimate it where the objectives are too many.
+
+    Raises:
+        ValueError: If they are, and there is no key.
+    """
+    if len(reference) <= _MOST_OBJECTIVES:
+        return hypervolume(scores, reference)
+    if key is None:
+        raise ValueError(
+            f"There are {len(reference)} tasks, and above {_MOST_OBJECTIVES} a hypervolume is "
+            "estimated from random samples: pass `key=jax.random.key(0)`."
+        )
+    return hypervolume_monte_carlo(scores, reference, key=key)[0]
+
+
 @jit
 def _monte_carlo(
     scores: Float[Array, "points objectives"],
