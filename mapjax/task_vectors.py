@@ -146,12 +146,12 @@ class TaskVectors(eqx.Module):
             if v is None
         }
 
-    def norms(self) -> Float[Array, " coefficients"]:
-        r"""Compute the Euclidean norm $\lVert v_i \rVert$ of each task vector, in float32."""
+    def norms(self) -> Float[Array, " experts"]:
+        r"""Compute the Euclidean norm $\lVert v_i \rVert$ of each expert, in float32."""
         return _norms(_gram(self))
 
-    def cosine_similarity(self) -> Float[Array, "coefficients coefficients"]:
-        r"""Compute the cosines between task vectors.
+    def cosine_similarity(self) -> Float[Array, "experts experts"]:
+        r"""Compute the cosines between the experts' vectors, those of all groups together.
 
         Values near 1 say that experts learned the same, near 0 that they can be added
         without much interference. A vector of norm zero has cosine 0 with every other.
@@ -378,7 +378,7 @@ def _check_overflow(
 
 
 @jit
-def _gram(task_vectors: TaskVectors) -> Float[Array, "coefficients coefficients"]:
+def _gram(task_vectors: TaskVectors) -> Float[Array, "experts experts"]:
     total = jnp.zeros((task_vectors.num_tasks,) * 2)
     for v in jax.tree.leaves(task_vectors.vectors, is_leaf=_is_low_rank):
         if isinstance(v, LowRank):
@@ -389,9 +389,7 @@ def _gram(task_vectors: TaskVectors) -> Float[Array, "coefficients coefficients"
     return total
 
 
-def _norms(
-    gram: Float[Array, "coefficients coefficients"],
-) -> Float[Array, " coefficients"]:
+def _norms(gram: Float[Array, "experts experts"]) -> Float[Array, " experts"]:
     # Rounding can leave products of factors that cancel a little below zero.
     return jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
 

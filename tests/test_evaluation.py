@@ -350,6 +350,13 @@ def test_bad_input_says_what_to_do(make, message):
         make()
 
 
+def test_an_evaluator_says_what_it_scores():
+    words = (
+        "3 coefficients on 'all' (50 examples), 'few' (33 examples), 'head' (5 examples)"
+    )
+    assert repr(mj.Evaluator(TV, make_tasks())) == f"<Evaluator of {words}>"
+
+
 def test_a_predict_that_fails_names_its_task():
     with pytest.raises(KeyError) as caught:
         mj.Evaluator(TV, [mj.Task("broken", lambda p, x: p["missing"], X, Y)])

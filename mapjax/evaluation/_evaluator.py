@@ -15,7 +15,7 @@ from mapjax._checks import check_least
 from mapjax._progress import progress_bar
 from mapjax._types import ArrayLike, Direction
 from mapjax.evaluation._fingerprint import fingerprints
-from mapjax.evaluation._inputs import as_rule, as_tasks, check_task, place
+from mapjax.evaluation._inputs import as_rule, as_tasks, check_shape, check_task, place
 from mapjax.evaluation._program import (
     BATCH_SIZE,
     Kind,
@@ -125,6 +125,11 @@ class Evaluator:
         )
         other._programs = self._programs
         return other
+
+    def __repr__(self) -> str:
+        """Name the tasks, and say how many coefficients and examples there are."""
+        tasks = ", ".join(f"{t.name!r} ({t.num_examples:,} examples)" for t in self.tasks)
+        return f"<Evaluator of {self.num_coefficients} coefficients on {tasks}>"
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -303,11 +308,11 @@ class Evaluator:
     def _run(self, kind: Kind, coefficients: Any, progress: bool | None) -> Any:
         if runs_inline(coefficients):
             coefficients = jnp.asarray(coefficients, _dtype())
-            self._check_shape(coefficients)
+            check_shape(coefficients, self.num_coefficients, self.expert_names)
             sizes = self._batch_size or BATCH_SIZE, self._chunk_size or 1
             return evaluate(self.rule, self.tasks, coefficients, kind, *sizes)
         c = np.asarray(coefficients, dtype=_dtype())
-        self._check_shape(c)
+        check_shape(c, self.num_coefficients, self.expert_names)
         program = self.program(kind)
         count, size = len(c), program.num_candidates
         # Rows of padding repeat the last candidate, so that every call has one shape.
@@ -332,16 +337,6 @@ class Evaluator:
         if kind == "both":
             return joined[0], {name: joined[1][name] for name in self.task_names}
         return joined
-
-    def _check_shape(self, c: Any) -> None:
-        if c.ndim != 2 or c.shape[1] != self.num_coefficients:
-            grouped = len(self.expert_names) < self.num_coefficients
-            raise ValueError(
-                f"`coefficients` has shape {c.shape}, but must be [candidates, "
-                f"{self.num_coefficients}]: one row per merge, one column per "
-                f"{'expert and group' if grouped else 'expert'}. "
-                "For a single merge pass `c[None]`."
-            )
 
     def _share(self, block: np.ndarray) -> Any:
         if self.mesh is None:

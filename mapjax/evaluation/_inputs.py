@@ -68,6 +68,18 @@ def as_rule(rule: Any, num_coefficients: int | None) -> tuple[Any, int]:
     return rule, num_coefficients
 
 
+def check_shape(c: Any, num_coefficients: int, expert_names: tuple[str, ...]) -> None:
+    """Refuse what is not `[candidates, coefficients]`."""
+    if c.ndim != 2 or c.shape[1] != num_coefficients:
+        grouped = len(expert_names) < num_coefficients
+        raise ValueError(
+            f"`coefficients` has shape {c.shape}, but must be [candidates, "
+            f"{num_coefficients}]: one row per merge, one column per "
+            f"{'expert and group' if grouped else 'expert'}. "
+            "For a single merge pass `c[None]`."
+        )
+
+
 def check_task(task: Task, params: PyTree, batch_size: int) -> None:
     """Trace a task once: raise what its functions raise, and refuse what is no score.
 
