@@ -74,6 +74,11 @@ def tensors(task_vectors: TaskVectors) -> dict[str, Array]:
 
 def kept_tensors(task_vectors: TaskVectors) -> dict[str, Array | LowRank]:
     """List what is kept of each merged tensor by its key path, vectors or their factors."""
+    if not isinstance(task_vectors, TaskVectors):
+        raise ValueError(
+            f"`task_vectors` is a {type(task_vectors).__name__}: make task vectors of your "
+            "parameters first, `mapjax.TaskVectors.from_params(base, experts)`."
+        )
     places = _tree.values_up_to(task_vectors.base, task_vectors.vectors)
     leaves = _tree.leaves(task_vectors.base)
     return {leaf.path: v for leaf, v in zip(leaves, places, strict=True) if v is not None}

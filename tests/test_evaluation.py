@@ -350,48 +350,10 @@ def test_bad_input_says_what_to_do(make, message):
         make()
 
 
-def test_an_evaluator_says_what_it_scores():
-    words = (
-        "3 coefficients on 'all' (50 examples), 'few' (33 examples), 'head' (5 examples)"
-    )
-    assert repr(mj.Evaluator(TV, make_tasks())) == f"<Evaluator of {words}>"
-
-
 def test_a_predict_that_fails_names_its_task():
     with pytest.raises(KeyError) as caught:
         mj.Evaluator(TV, [mj.Task("broken", lambda p, x: p["missing"], X, Y)])
     assert "task 'broken'" in " ".join(caught.value.__notes__)
-
-
-@pytest.mark.parametrize("metric", [mj.metrics.cross_entropy, mj.metrics.f1])
-def test_a_predict_without_one_row_per_example_names_its_task(metric):
-    message = r"`predict` returned \[.*\] for 50 examples of task 'mine': return one row"
-    with pytest.raises(ValueError, match=message):
-        mj.Evaluator(
-            TV, [mj.Task("mine", lambda p, x: predict(p, x).mean(0), X, Y, metric)]
-        )
-
-
-def test_what_the_metric_leaves_out_needs_no_rows():
-    def with_loss(params, x):
-        return predict(params, x), jnp.sum(x)
-
-    metric = mj.metrics.accuracy.after(lambda outputs: outputs[0])
-    tasks = [mj.Task("t", with_loss, X, Y, metric), mj.Task("u", predict, X, Y)]
-    scores = mj.Evaluator(TV, tasks)(C)
-    np.testing.assert_array_equal(scores[:, 0], scores[:, 1])
-
-
-def test_lists_of_numbers_are_told_in_few_words():
-    for inputs, targets, words in (
-        (X.tolist(), [0] * 50, "`inputs` and `targets` are lists, in which each number"),
-        (X.tolist(), Y, r"`inputs` is a list, .* pass `np.asarray\(inputs\)`"),
-        (X, tuple(Y.tolist()), r"`targets` is a tuple, .* pass `np.asarray\(targets\)`"),
-    ):
-        with pytest.raises(ValueError, match=words) as caught:
-            mj.Task("a", predict, inputs, targets)
-        assert " more" in str(caught.value)
-        assert len(str(caught.value)) < 400
 
 
 def test_values_of_examples_in_another_shape_are_refused_with_the_task():
