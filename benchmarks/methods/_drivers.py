@@ -36,6 +36,9 @@ def with_driver(
         warnings.filterwarnings("ignore", message="There were fewer usable samples")
         solution = driver(evaluator, budget=budget, key=key, progress=False, **options)
     front, samples = solution.front, solution.samples
+    # Else it picks from the front, by the weighted sum alone.
+    guess = solution.result in (mj.RESULTS.few_samples, mj.RESULTS.rank_deficient)
+    picks = solution.by_preference or guess
     return Found(
         np.asarray(samples.coefficients),
         np.asarray(samples.scores),
@@ -44,8 +47,7 @@ def with_driver(
         None if front.std is None else np.asarray(front.std),
         solution.surrogate,
         rule,
-        # Without merges of its own the solution picks by the weighted sum alone.
-        solution.pick if solution.by_preference else None,
+        solution.pick if picks else None,
     )
 
 
