@@ -310,7 +310,6 @@ def test_any_array_has_a_fingerprint(value):
         (lambda: mj.Evaluator(TV, 3), "`tasks` is a int; pass a list"),
         (lambda: mj.Evaluator(TV, [predict]), r"`tasks\[0\]` is a function"),
         (lambda: mj.Evaluator(TV, make_tasks(), memory_limit=0), "`memory_limit` is 0"),
-        (lambda: mj.Task("t", None, X, Y), "`predict` of task 't' is None, but must be"),
         (lambda: mj.Task("t", predict, X, Y, "accuracy"), "`metric` is 'accuracy', but"),
         (
             lambda: mj.Evaluator(

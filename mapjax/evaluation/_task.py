@@ -38,7 +38,7 @@ class Task(eqx.Module):
     def __init__(
         self,
         name: str,
-        predict: Any,
+        predict: Callable[..., Any],
         inputs: PyTree,
         targets: PyTree,
         metric: Any = metrics.accuracy,

@@ -72,8 +72,8 @@ class Rows(eqx.Module):
             values = self.metric.each(mixed(outputs), targets)
             return total + jnp.sum(jnp.where(mask, values, 0)).astype(total.dtype), None
 
-        blocks, count = (self.outputs, self.targets, self.mask), jnp.sum(self.mask)
-        total = jnp.zeros((), weights.dtype)
+        blocks = self.outputs, self.targets, self.mask
+        total, count = jnp.zeros((), weights.dtype), jnp.sum(self.mask, dtype=weights.dtype)
         if not self.can_part:
             return jax.lax.scan(add, total, blocks)[0] / count
 
