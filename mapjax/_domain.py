@@ -87,30 +87,28 @@ class Domain(eqx.Module):
 
         The base, or the uniform mixture, and the experts stay.
         """
-        num_start = 1 + self.num_experts
-        more = self.fresh(count - num_start, key, is_known, num_start)
-        return np.concatenate([self.sample(num_start, key), more])
+        first = 1 + self.num_experts
+        return np.concatenate(self._parted(first, count - first, key, is_known))
 
-    def fresh(
-        self, count: int, key: PRNGKey, is_known: IsKnown, num_skipped: int | None = None
-    ) -> np.ndarray:
-        """Draw points of the design that are not known, beyond those that come first.
+    def fresh(self, count: int, key: PRNGKey, is_known: IsKnown) -> np.ndarray:
+        """Draw points that are not known, beyond those that come first in every design."""
+        if not count:
+            return np.zeros((0, len(self.lower)), np.float32)
+        return self._parted(self.num_first + 1, count, key, is_known)[1]
 
-        Args:
-            count: How many.
-            key: A typed key.
-            is_known: Tells of points `[points, coefficients]` which are to be passed over.
-            num_skipped: How many come first; by default those of every design.
-        """
-        skipped = self.num_first + 1 if num_skipped is None else num_skipped
-        size, found = 0, np.zeros((0, len(self.lower)), np.float32)
+    def _parted(
+        self, num_first: int, count: int, key: PRNGKey, is_known: IsKnown
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make a design, and part what comes first from as many others that are not known."""
+        size = count
         for _ in range(_MOST_DRAWS):  # some designs repeat themselves
-            if len(found) >= count:
+            points = np.asarray(self.sample(num_first + size, key))
+            first, others = np.split(points, [num_first])
+            others = others[~is_known(others)]
+            if len(others) >= count:
                 break
-            size += count - len(found)
-            points = np.asarray(self.sample(skipped + size, key))[skipped:]
-            found = points[~is_known(points)]
-        return found[:count]
+            size += count - len(others)
+        return first, others[:count]
 
     def start(self, count: int, key: PRNGKey) -> np.ndarray:
         """Draw points for a search to begin from; none where those of the box will do.

@@ -27,14 +27,13 @@ _MOST_INFLATION = 3.0
 class Minimised(eqx.Module):
     """A surrogate whose scores all want to be small: what the search sees.
 
-    Scores are made worse by `caution` standard deviations. A search for the best predicted
+    Scores are made worse by `CAUTION` standard deviations. A search for the best predicted
     merges otherwise ends where the surrogate is most wrong, far from all samples.
     """
 
     surrogate: Any
     domain: Domain
     signs: Float[ArrayLike, " tasks"]
-    caution: Float[ArrayLike, ""]
 
     def __call__(
         self, coefficients: Float[Array, " coefficients"]
@@ -42,7 +41,7 @@ class Minimised(eqx.Module):
         """Predict the scores of one merge, negated where they are to be maximised."""
         placed = self.domain.place(coefficients)
         doubt = jnp.nan_to_num(self.surrogate.std(placed))
-        return self.surrogate(placed) * self.signs + self.caution * doubt
+        return self.surrogate(placed) * self.signs + CAUTION * doubt
 
 
 def trace(
@@ -73,7 +72,7 @@ def trace(
     from mapjax import search  # evosax and flax behind it load only when needed
 
     share = _ROUGH_SHARE if rough else 1.0
-    objective = Minimised(surrogate, domain, signs, np.asarray(CAUTION, signs.dtype))
+    objective = Minimised(surrogate, domain, signs)
     towards = pareto.reference_directions(len(signs), num_points)
     algorithm = search.NSGA3(
         population_size=num_points,
@@ -98,7 +97,7 @@ def trace(
     part = getattr(surrogate, "part", None)
     if part is not None:
         early = int(_EARLY_SHARE * left)
-        found = evolve(eqx.tree_at(lambda o: o.surrogate, objective, part), early, start)
+        found = evolve(Minimised(part, domain, signs), early, start)
         kept = pareto.spread_subset(found.scores, num_points)
         left, start = left - early, np.asarray(found.coefficients)[kept]
     found = evolve(objective, left, start)

@@ -162,13 +162,15 @@ def fit_outputs(
     smoothers = np.stack([each.left_out(penalty) for each, penalty in options])
     smoothers[:, np.setdiff1d(np.arange(count), judged)] = np.nan
     # Of many examples a share tells which option is best, at a share of the cost.
-    part = [task.part() for task in rows]
-    tried = np.concatenate([np.eye(count), *smoothers])
-    truth, *predicted = _scores(part, tried, dtype).reshape(-1, *measured.shape)
-    truth = np.where(np.isnan(measured), np.nan, truth)
+    parted, truth = any(task.can_part for task in rows), measured
+    tried = [task.part() for task in rows]
+    predicted = _scores(tried, np.concatenate(smoothers), dtype)
+    predicted = predicted.reshape(len(options), *measured.shape)
+    if parted:
+        truth = np.where(np.isnan(measured), np.nan, _scores(tried, np.eye(count), dtype))
     weights = np.ones(len(finite[0])) if importance is None else np.asarray(importance)
     seen = weights[usable][others]
-    loss = losses(options, np.stack(predicted)[:, others], truth[others], seen)
+    loss = losses(options, predicted[:, others], truth[others], seen)
     best = int(np.argmin(loss))
     chosen, penalty = options[best]
     # A series that ends early is sure of what it leaves out, so that one of the highest
@@ -177,9 +179,8 @@ def fit_outputs(
     highest = max((d for d in degrees if not (far and math.isinf(d))), default=math.inf)
     widest = np.asarray([gram.degree == highest for gram, _ in options])
     doubt, its_penalty = options[int(np.argmin(np.where(widest, loss, np.inf)))]
-    both = np.concatenate([smoothers[best], chosen.hat(penalty)])
-    looked_at, fitted = np.split(_scores(rows, both, dtype), 2)
-    blend = np.zeros(len(rows))
+    looked_at = _scores(rows, smoothers[best], dtype) if parted else predicted[best]
+    fitted, blend = _scores(rows, chosen.hat(penalty), dtype), np.zeros(len(rows))
     if scalar is not None and len(others) >= LEAST_JUDGES and count >= num_unknowns:
         theirs = np.asarray(scalar.left_out, np.float64)[usable]
         blend = best_blend(looked_at[others], theirs[others], measured[others])

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mapjax._algebra import HIGHEST as HIGHEST
 from mapjax._algebra import matmul
 
 _LEAST_KNOWN = 0.01

@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mapjax._algebra import HIGHEST
 from mapjax._jit import jit, unchecked
 from mapjax._types import ArrayLike, PRNGKey
 from mapjax.surrogate._checks import check_width
-from mapjax.surrogate._kernel import HIGHEST, Kernel
+from mapjax.surrogate._kernel import Kernel
 from mapjax.surrogate._mixtures import Rows
 from mapjax.surrogate._quadratic import Quadratic
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mapjax._jit import jit
-from mapjax._tensors import edit_each, edit_tensors, kept_tensors
+from mapjax._tensors import edit_each, edit_tensors
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import check_number
 from mapjax.transforms._order_statistics import counts, thresholds
@@ -57,10 +57,12 @@ def breadcrumbs(
             f"`beta` is {beta} and `gamma` is {gamma}, which drop every entry: choose two "
             "shares whose sum is below 1."
         )
-    vectors = list(kept_tensors(task_vectors).values())
-    kept = counts(vectors, 1 - beta, "tensor")
-    outliers = counts(vectors, gamma, "tensor", least=0)
-    return edit_tensors(task_vectors, _breadcrumbs, kept, outliers)
+
+    def edit(vectors: list[Array]) -> list[Array]:
+        kept = counts(vectors, 1 - beta, "tensor")
+        return _breadcrumbs(vectors, kept, counts(vectors, gamma, "tensor", least=0))
+
+    return edit_tensors(task_vectors, edit)
 
 
 @jit

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from mapjax._algebra import matmul, norms, side_by_side, singular
 from mapjax._checks import check_count
 from mapjax._jit import jit
-from mapjax._tensors import edit_tensors, kept_tensors
+from mapjax._tensors import edit_tensors
 from mapjax._types import widened
 from mapjax.task_vectors import TaskVectors
 from mapjax.transforms._checks import (
@@ -72,16 +72,16 @@ def doge(
     check_positive("learning_rate", learning_rate, "the paper's 1e-4")
     check_share("shared", shared, "the paper's 1 / 6")
     shapes = matrix_shapes(task_vectors, input_axes, "doge")
-    kept = kept_tensors(task_vectors)
-    matrices = [v for path, v in kept.items() if shapes[path] is not None]
-    return edit_tensors(
-        task_vectors,
-        _doge,
-        tuple(shapes.values()),
-        float(shared),
-        counts(matrices, density, "global"),
-        *(jnp.asarray(x) for x in (scale, num_steps, learning_rate)),
-    )
+    places = tuple(shapes.values())
+    numbers = [jnp.asarray(x) for x in (scale, num_steps, learning_rate)]
+
+    def edit(vectors: list[Array]) -> list[Array]:
+        pairs = zip(vectors, places, strict=True)
+        matrices = [v for v, shape in pairs if shape is not None]
+        kept = counts(matrices, density, "global")
+        return _doge(vectors, places, float(shared), kept, *numbers)
+
+    return edit_tensors(task_vectors, edit)
 
 
 @jit

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mapjax._low_rank import LowRank
 from mapjax._tensors import map_by_shape, per_task
 from mapjax._types import wide
 
@@ -23,7 +22,7 @@ _DIGIT = 16
 
 
 def counts(
-    vectors: Sequence[Array | LowRank], share: float, scope: Scope, least: int = 1
+    vectors: Sequence[Array], share: float, scope: Scope, least: int = 1
 ) -> list[Array]:
     """Say how many entries a share is: for each tensor, or one number for all of them.
 

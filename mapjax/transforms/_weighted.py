@@ -87,9 +87,12 @@ def ota(
     """
     check_density(density)
     moments = read_weights(task_vectors, second_moments, "second_moments")
-    vectors = list(kept_tensors(task_vectors).values())
-    kept = None if density == 1 else counts(vectors, density, "global")
-    return edit_tensors(task_vectors, _ota, moments, kept)
+
+    def edit(vectors: list[Array]) -> list[Array]:
+        kept = None if density == 1 else counts(vectors, density, "global")
+        return _ota(vectors, moments, kept)
+
+    return edit_tensors(task_vectors, edit)
 
 
 def read_weights(
