@@ -180,3 +180,45 @@ def test_low_rank_vectors_and_an_evaluator(both, mesh):
         scores = mj.Evaluator(rules.weighted_average(tv), tasks, mesh=devices)
         found.append((tv.norms(), mj.merge(tv, [0.3, 0.5]), scores(jnp.eye(2))))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-4), *found)
+
+
+def evaluators(both, mesh):
+    for (base, *experts), devices in zip(both, (None, mesh), strict=True):
+        tv = mj.TaskVectors.from_params(base, experts)
+        labels = [np.argmax(predict(e, x), 1) for e, x in zip(experts, INPUTS, strict=True)]
+        tasks = [mj.Task(f"task_{i}", predict, INPUTS[i], labels[i]) for i in range(2)]
+        yield mj.Evaluator(tv, tasks, mesh=devices)
+
+
+@pytest.mark.parametrize("made", ["before", "after"])
+def test_an_evaluator_serves_where_its_mesh_is_set(made, both, mesh):
+    c = np.random.default_rng(2).random((3, 2)).astype(np.float32)
+    before = list(evaluators(both, mesh))
+    with jax.set_mesh(mesh):
+        one, four = list(evaluators(both, mesh)) if made == "after" else before
+        scores, seen = four.scores_and_outputs(c)
+        inside = [scores, scores[0], seen["task_1"][1:], four.outputs(c)["task_0"]]
+        shapes = four.output_shapes()
+        merged = four.rule([0.3, 0.5])["layer_0"] + 1.0
+    want, expected = one.scores_and_outputs(c)
+    outside = [want, want[0], expected["task_1"][1:], one.outputs(c)["task_0"]]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-4), inside, outside)
+    assert all(x.shape == shapes[name].shape for name, x in one.output_shapes().items())
+    np.testing.assert_allclose(merged, one.rule([0.3, 0.5])["layer_0"] + 1.0, 1e-3, 1e-4)
+    np.testing.assert_array_equal(four(c)[0], want[0])
+
+
+@pytest.mark.slow
+def test_drivers_serve_where_the_mesh_is_set(both, mesh):
+    key = jax.random.key(0)
+    one, four = evaluators(both, mesh)
+
+    def found(evaluator):
+        front = mj.map_front(evaluator, budget=6, key=key).front
+        tuned = mj.adamerging(evaluator, num_steps=3, key=key).samples.coefficients
+        race = mj.evaluation.race(evaluator, np.eye(2), np.eye(2), key=key, first=8)
+        return front.coefficients, front.scores, tuned, race.scores
+
+    with jax.set_mesh(mesh):
+        got = found(four)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-4), got, found(one))

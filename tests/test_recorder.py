@@ -252,11 +252,9 @@ def test_derivatives_are_kept_apart_from_outputs(tmp_path):
 def test_outputs_of_another_shape_are_refused(tmp_path):
     path = tmp_path / "samples.jsonl"
     make_recorder(make_evaluator(), path, keep_outputs=True)(C[:2])
+    narrow = mj.Task("few", lambda p, x: x @ p["w"][:, :2], X[:7], Y[:7] % 2)
     evaluator = make_evaluator()
-    evaluator.tasks = (
-        evaluator.tasks[0],
-        mj.Task("few", lambda p, x: x @ p["w"][:, :2], X[:7], Y[:7] % 2),
-    )
+    evaluator = evaluator.replace(tasks=[evaluator.tasks[0], narrow])
     # The same arrays under another function: only the shapes can tell.
     evaluator.fingerprint = make_evaluator().fingerprint
     with pytest.raises(ValueError, match=r"shapes .*\(7, 3\).* tasks give .*\(7, 2\)"):

@@ -8,14 +8,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from mapjax._checks import check_least
 from mapjax._progress import progress_bar
 from mapjax._types import ArrayLike, Direction
+from mapjax.evaluation._devices import (
+    automatic,
+    handed_over,
+    in_shares,
+    inside,
+    num_shares,
+    place,
+    share,
+)
 from mapjax.evaluation._fingerprint import fingerprints
-from mapjax.evaluation._inputs import as_rule, as_tasks, check_shape, check_task, place
+from mapjax.evaluation._inputs import as_rule, as_tasks, check_shape, check_task
 from mapjax.evaluation._program import (
     BATCH_SIZE,
     Kind,
@@ -78,23 +87,22 @@ class Evaluator:
         check_least("batch_size", batch_size, 1)
         if memory_limit is not None and not memory_limit >= 1:
             raise ValueError(f"`memory_limit` is {memory_limit}, but must be at least 1.")
-        self.rule, self.num_coefficients = as_rule(rule, num_coefficients)
-        self.tasks = as_tasks(tasks)
+        rule, self.num_coefficients = as_rule(rule, num_coefficients)
+        whole = rule, as_tasks(tasks)
         self.memory_limit = memory_limit
-        # What shares out the candidates is `shard_map`, whatever kind of axes were made.
-        self.mesh = mesh and Mesh(mesh.devices, mesh.axis_names)
-        if self.mesh is not None:
-            self.rule, self.tasks = (place(x, self.mesh) for x in (self.rule, self.tasks))
+        self.mesh, self._devices = mesh, automatic(mesh)
         # Parted once: a call then hands over arrays alone.
-        self._arrays, self._static = eqx.partition((self.rule, self.tasks), eqx.is_array)
+        arrays, self._static = eqx.partition(whole, eqx.is_array)
+        self._arrays = place(arrays, self._devices)
         self._chunk_size, self._batch_size = chunk_size, batch_size
         self._signature = signature(self._arrays, self._static)
         self._programs: dict[tuple[Kind, Any, Any], Program] = {}
         self._fingerprint: dict[str, Any] | None = None
         # Before any work, so that a wrong function fails at once.
-        params, size = self._parameter_shapes(), self._batch_size or BATCH_SIZE
-        for task in self.tasks:
-            check_task(task, params, size)
+        with inside(self._devices):
+            params, size = self._parameter_shapes(), self._batch_size or BATCH_SIZE
+            for task in self._placed[1]:
+                check_task(task, params, size)
 
     def replace(
         self, rule: Any = None, tasks: Any = None, *, num_coefficients: int | None = None
@@ -130,6 +138,16 @@ class Evaluator:
         """Name the tasks, and say how many coefficients and examples there are."""
         tasks = ", ".join(f"{t.name!r} ({t.num_examples:,} examples)" for t in self.tasks)
         return f"<Evaluator of {self.num_coefficients} coefficients on {tasks}>"
+
+    @property
+    def rule(self) -> Any:
+        """What merges: from coefficients to parameters."""
+        return handed_over(self._placed[0], self.mesh)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What merges are scored on."""
+        return handed_over(self._placed[1], self.mesh)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -264,11 +282,13 @@ class Evaluator:
 
     def output_shapes(self) -> dict[str, PyTree]:
         """Say what shapes and dtypes the outputs of one merge have, task by task."""
-        params, size = self._parameter_shapes(), self._batch_size or BATCH_SIZE
-        return {
-            task.name: eqx.filter_eval_shape(Task.outputs, task, params, size)
-            for task in self.tasks
-        }
+        size = self._batch_size or BATCH_SIZE
+        with inside(self._devices):
+            params = self._parameter_shapes()
+            return {
+                task.name: eqx.filter_eval_shape(Task.outputs, task, params, size)
+                for task in self._placed[1]
+            }
 
     def value_and_jacobian(
         self, coefficients: ArrayLike | Sequence, *, progress: bool | None = None
@@ -301,9 +321,14 @@ class Evaluator:
             )
         return self._run("jacobian", coefficients, progress)
 
+    @property
+    def _placed(self) -> tuple[Any, tuple[Task, ...]]:
+        """The rule and the tasks, as they are evaluated."""
+        return eqx.combine(self._arrays, self._static)
+
     def _parameter_shapes(self) -> PyTree:
         c = jax.ShapeDtypeStruct((self.num_coefficients,), _dtype())
-        return eqx.filter_eval_shape(self.rule, c)
+        return eqx.filter_eval_shape(self._placed[0], c)
 
     def _run(self, kind: Kind, coefficients: Any, progress: bool | None) -> Any:
         if runs_inline(coefficients):
@@ -316,33 +341,26 @@ class Evaluator:
         program = self.program(kind)
         count, size = len(c), program.num_candidates
         # Rows of padding repeat the last candidate, so that every call has one shape.
-        padded = np.concatenate([c, np.repeat(c[-1:], -count % size, axis=0)])
+        rows = c if count else np.zeros((1, c.shape[1]), c.dtype)
+        padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % size, axis=0)])
         blocks = []
         with progress_bar("Evaluating merges", count, show=progress) as advance:
-            for start in range(0, max(len(padded), 1), size):
-                block = (
-                    padded[start : start + size]
-                    if count
-                    else np.zeros((size, c.shape[1]), c.dtype)
-                )
-                blocks.append(program.run(self._arrays, self._share(block)))
+            for start in range(0, len(padded), size):
+                block = share(padded[start : start + size], self._devices)
+                blocks.append(program.run(self._arrays, block))
                 if len(blocks) > 1:  # one block computes while the next is handed over
                     jax.block_until_ready(blocks[-2])
                     advance(size)
             jax.block_until_ready(blocks)
-        joined = jax.tree.map(lambda *x: _join(x, count), *blocks)
+        with inside(self._devices):
+            joined = jax.tree.map(lambda *x: _join(x, count), *blocks)
+        joined = handed_over(joined, self.mesh)
         # JAX sorts the keys of dictionaries; a reader expects the tasks in their order.
         if kind == "outputs":
             return {name: joined[name] for name in self.task_names}
         if kind == "both":
             return joined[0], {name: joined[1][name] for name in self.task_names}
         return joined
-
-    def _share(self, block: np.ndarray) -> Any:
-        if self.mesh is None:
-            return jnp.asarray(block)
-        sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
-        return jax.make_array_from_callback(block.shape, sharding, block.__getitem__)
 
     def program(self, kind: Kind) -> Program:
         """Compile for a chunk that fits into memory; the compiler says what it needs."""
@@ -363,26 +381,11 @@ class Evaluator:
             rule, tasks = eqx.combine(arrays, static)
             return evaluate(rule, tasks, c, kind, batch, chunk)
 
-        function, size = run, chunk
-        if self.mesh is not None:
-            axis = self.mesh.axis_names[0]
-            size = chunk * self.mesh.shape[axis]
-            everywhere = NamedSharding(self.mesh, PartitionSpec())
-            share = jax.shard_map(
-                run,
-                mesh=self.mesh,
-                in_specs=(PartitionSpec(), PartitionSpec(axis)),
-                out_specs=PartitionSpec(axis),
-                axis_names={axis},
-                # The data scan's carry starts equal on all devices and then differs.
-                check_vma=False,
-            )
-
-            def function(arrays: PyTree, c: Array) -> Any:
-                return jax.lax.with_sharding_constraint(share(arrays, c), everywhere)
-
-        block = self._share(np.zeros((size, self.num_coefficients), _dtype()))
-        compiled = jax.jit(function).lower(self._arrays, block).compile()
+        size = chunk * num_shares(self._devices)
+        function = in_shares(run, self._devices)
+        block = share(np.zeros((size, self.num_coefficients), _dtype()), self._devices)
+        with inside(self._devices):
+            compiled = jax.jit(function).lower(self._arrays, block).compile()
         return Program(compiled, chunk, batch, size)
 
 

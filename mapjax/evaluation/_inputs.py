@@ -6,8 +6,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from mapjax.evaluation._task import Task
@@ -123,23 +121,3 @@ def _hint(error: Exception) -> str:
             "compiles by itself."
         )
     return ""
-
-
-def place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copy arrays to every device of the mesh, but for those sharded on it already."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-
-    def put(x: Any) -> Any:
-        if not eqx.is_array(x):
-            return x
-        if isinstance(x.sharding, NamedSharding) and _same(x.sharding.mesh, mesh):
-            return jax.device_put(x, NamedSharding(mesh, x.sharding.spec))
-        # Other processes' devices take host memory, not an array of this process's.
-        return jax.device_put(np.asarray(x), everywhere)
-
-    return jax.tree.map(put, tree)
-
-
-def _same(one: Any, other: Mesh) -> bool:
-    """Compare meshes by devices and names; the types of the axes may differ."""
-    return one.axis_names == other.axis_names and np.array_equal(one.devices, other.devices)
