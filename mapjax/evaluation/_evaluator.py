@@ -88,12 +88,11 @@ class Evaluator:
         if memory_limit is not None and not memory_limit >= 1:
             raise ValueError(f"`memory_limit` is {memory_limit}, but must be at least 1.")
         rule, self.num_coefficients = as_rule(rule, num_coefficients)
-        whole = rule, as_tasks(tasks)
         self.memory_limit = memory_limit
         self.mesh, self._devices = mesh, automatic(mesh)
+        self._placed = place((rule, as_tasks(tasks)), self._devices)
         # Parted once: a call then hands over arrays alone.
-        arrays, self._static = eqx.partition(whole, eqx.is_array)
-        self._arrays = place(arrays, self._devices)
+        self._arrays, self._static = eqx.partition(self._placed, eqx.is_array)
         self._chunk_size, self._batch_size = chunk_size, batch_size
         self._signature = signature(self._arrays, self._static)
         self._programs: dict[tuple[Kind, Any, Any], Program] = {}
@@ -320,11 +319,6 @@ class Evaluator:
                 "`mapjax.metrics.cross_entropy`."
             )
         return self._run("jacobian", coefficients, progress)
-
-    @property
-    def _placed(self) -> tuple[Any, tuple[Task, ...]]:
-        """The rule and the tasks, as they are evaluated."""
-        return eqx.combine(self._arrays, self._static)
 
     def _parameter_shapes(self) -> PyTree:
         c = jax.ShapeDtypeStruct((self.num_coefficients,), _dtype())
