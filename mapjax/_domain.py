@@ -31,6 +31,7 @@ class Domain(eqx.Module):
         design: Where to sample at first.
         by_preference: Whether coefficients are weights that a rule gives the experts, and
             each task has an expert of its name.
+        repeats: How many groups a searched coefficient is for.
     """
 
     lower: Float[ArrayLike, " coefficients"]
@@ -39,6 +40,7 @@ class Domain(eqx.Module):
     mixtures: bool = eqx.field(static=True, default=False)
     design: str = eqx.field(static=True, default="multiscale")
     by_preference: bool = eqx.field(static=True, default=False)
+    repeats: int = eqx.field(static=True, default=1)
 
     @property
     def box(self) -> tuple[Any, Any]:
@@ -69,13 +71,22 @@ class Domain(eqx.Module):
         """How many sums of coefficients are fixed: one for each group, or none."""
         return len(self.lower) // self.num_experts if self.mixtures else 0
 
+    def tied(self) -> "Domain":
+        """Give all groups of an expert one coefficient, where their bounds allow it."""
+        lower, upper = (jnp.reshape(end, (self.num_experts, -1)) for end in self.box)
+        repeats, lower, upper = lower.shape[1], lower.max(axis=1), upper.min(axis=1)
+        if repeats == 1 or bool((lower >= upper).any()):
+            return self
+        return dataclasses.replace(self, lower=lower, upper=upper, repeats=repeats)
+
     def place(
-        self, coefficients: Float[ArrayLike, "*batch coefficients"]
+        self, searched: Float[ArrayLike, "*batch searched"]
     ) -> Float[Array, "*batch coefficients"]:
-        """Scale coefficients of the box so that they sum to one, where they are to."""
-        if not self.mixtures:
-            return jnp.asarray(coefficients)
-        return to_simplex(coefficients, self.num_experts)
+        """Make coefficients of what is searched: repeated, or scaled so as to sum to one."""
+        placed = jnp.asarray(searched)
+        if self.mixtures:
+            placed = to_simplex(placed, self.num_experts)
+        return placed if self.repeats == 1 else jnp.repeat(placed, self.repeats, axis=-1)
 
     def sample(self, count: int, key: PRNGKey) -> Float[Array, "points coefficients"]:
         """Make the design."""

@@ -44,7 +44,9 @@ def map_front(
 
     Evaluates some merges, fits a surrogate of every task's score, traces the front of the
     surrogate by NSGA-III (and a gradient polish where scores are differentiable), and
-    spends the rest of the budget on points of that front, round by round.
+    spends the rest of the budget on points of that front, round by round. With groups
+    (`mapjax.group`), fronts are of merges with one coefficient per expert until more
+    merges are evaluated than there are coefficients.
 
     Args:
         evaluate: An `Evaluator`, or any function from `[candidates, coefficients]` to
@@ -158,7 +160,7 @@ def map_front(
             run.trace(trace_key, rough=count > 0)
             if count == 0:
                 break
-            if run.expected_gain() < tolerance:
+            if run.expected_gain() < tolerance and not run.few_for_groups:
                 run.trace(propose_key)  # the last was rough, and is now to be kept
                 break
             run.evaluate_proposals(run.propose(count, propose_key))

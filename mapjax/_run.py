@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from mapjax import pareto
 from mapjax._arguments import check_budget, read_surrogate
 from mapjax._checks import check_count, check_least
-from mapjax._domain import read_domain
+from mapjax._domain import Domain, read_domain
 from mapjax._keys import check_key, generator
 from mapjax._picking import to_verify
 from mapjax._progress import timed
@@ -139,19 +139,20 @@ class Run:
         return self.budget // self.cost + self.recorder.num_given
 
     @property
-    def num_experts(self) -> int:
-        """How many experts share the columns out."""
-        return self.recorder.problem.num_experts
-
-    @property
     def low_rank(self) -> int | None:
         """Rank of a quadratic's Hessian beside its diagonal; None for a full one."""
-        return hessian_rank(self.num_coefficients, self.num_experts, self.capacity)
+        return hessian_rank(self.num_coefficients, self.domain.num_experts, self.capacity)
+
+    @property
+    def few_for_groups(self) -> bool:
+        """Whether samples cannot tell yet what each group does, and so groups go together."""
+        grouped = self.domain.num_experts < self.num_coefficients
+        return grouped and len(self.recorder.samples) <= self.num_coefficients
 
     @property
     def num_start(self) -> int:
         """How many merges come first: one more than there are experts."""
-        return 1 + self.num_experts
+        return 1 + self.domain.num_experts
 
     @property
     def signs(self) -> np.ndarray:
@@ -246,7 +247,7 @@ class Run:
                     num_unknowns=self.num_unknowns,
                     importance=importance(self._worth(samples.scores)),
                     capacity=self.capacity,
-                    num_experts=self.num_experts,
+                    num_experts=self.domain.num_experts,
                 )
             self.fitted = self.fitted.with_noise(self.inflation)
         return True
@@ -254,12 +255,13 @@ class Run:
     def trace(self, key: PRNGKey, *, rough: bool = False) -> Front:
         """Trace the front of the last surrogate; roughly, where it only leads to the next."""
         with timed(self.seconds, "search"):
+            domain = self.domain.tied() if self.few_for_groups else self.domain
             self.front = trace(
-                *(self.fitted, self.signs, self.domain),
+                *(self.fitted, self.signs, domain),
                 num_points=self.num_points,
                 num_generations=self.num_generations,
                 rough=rough,
-                start=self._start(key),
+                start=self._start(domain, key),
                 key=key,
             )
         return self.front
@@ -365,13 +367,14 @@ class Run:
             num_tied=self.domain.num_tied,
         )
 
-    def _start(self, key: PRNGKey) -> np.ndarray:
+    def _start(self, domain: Domain, key: PRNGKey) -> np.ndarray:
         """Give points to begin from: of the last front, or samples, half a generation first."""
-        drawn = self.domain.start(self.num_points, jax.random.fold_in(key, 1))
+        drawn = domain.start(self.num_points, jax.random.fold_in(key, 1))
         known: Any = self.front or self.recorder.samples
         scores = np.asarray(known.scores) * self.signs
         kept = pareto.spread_subset(scores, self.num_points // 2)
-        return np.concatenate([np.asarray(known.coefficients)[np.asarray(kept)], drawn])
+        best = np.asarray(known.coefficients)[np.asarray(kept), :: domain.repeats]
+        return np.concatenate([best, drawn])
 
     def _worth(self, scores: Any) -> np.ndarray:
         """Weigh scores by each preference, minimised; NaN where one is not finite."""

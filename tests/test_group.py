@@ -9,6 +9,7 @@ import pytest
 
 import mapjax as mj
 from mapjax import design
+from mapjax._domain import Domain
 from mapjax._group import group
 from mapjax.surrogate import fit_outputs, fit_quadratic, hessian_rank, num_unknowns
 
@@ -245,6 +246,38 @@ def test_blocks_beat_tasks(problem):
     own = np.diag(np.asarray(solution.samples.scores)[1:3])
     np.testing.assert_allclose(solution.normalized(own), 1)
     assert mj.merge(blocks, solution.pick([1, 1]))["head"].shape == (CLASSES,)
+
+
+def test_groups_go_together_until_samples_can_tell_them_apart(problem):
+    tv, tasks = problem
+    evaluator = mj.Evaluator(group(tv, "block_0"), tasks)
+    solution = mj.map_front(evaluator, budget=4, verify=3, **ASKED)
+    for found in (solution.samples, solution.front):
+        c = np.asarray(found.coefficients).reshape(-1, 2, 2)
+        np.testing.assert_array_equal(c[..., 0], c[..., 1])
+    assert len(solution.samples) == 7
+    # Such merges are those without groups, and their scores too.
+    whole = mj.Evaluator(tv, tasks)(c[..., 0])
+    np.testing.assert_allclose(evaluator(solution.front.coefficients), whole, atol=1e-6)
+
+
+def test_a_search_of_what_groups_share():
+    lower, upper = jnp.array([0.0, 0.2, 0, 0]), jnp.array([1.0, 2, 0.5, 1])
+    box = Domain(lower, upper, 2)
+    tied = box.tied()
+    np.testing.assert_allclose(tied.box, [[0.2, 0], [1, 0.5]])
+    np.testing.assert_allclose(tied.place(jnp.array([0.3, 0.4])), [0.3, 0.3, 0.4, 0.4])
+    apart = Domain(jnp.array([0.0, 1.0]), jnp.array([1.0, 2.0]), 1)
+    assert apart.tied() is apart
+    alone = Domain(lower[:2], upper[:2], 2)
+    assert alone.tied() is alone
+    mixtures = Domain(jnp.zeros(4), jnp.ones(4), 2, mixtures=True).tied()
+    np.testing.assert_allclose(
+        mixtures.place(jnp.array([0.2, 0.6])), [0.25, 0.25, 0.75, 0.75]
+    )
+    starts = mixtures.start(5, KEY)
+    np.testing.assert_allclose(starts.sum(axis=1), 1, rtol=1e-6)
+    assert starts.shape == (5, 2)
 
 
 @pytest.mark.slow

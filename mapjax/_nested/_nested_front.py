@@ -170,9 +170,9 @@ def nested_front(
         plan=plan,
     )
     n, experts = run.num_coefficients, run.recorder.problem.coefficient_names
-    if n > run.num_experts:
+    if n > run.domain.num_experts:
         raise ValueError(
-            f"The {run.num_experts} experts have {n} coefficients in groups, but a tree "
+            f"The {run.domain.num_experts} experts have {n} coefficients in groups, but a tree "
             "merges whole experts. Pass task vectors without groups, or use `map_front`."
         )
     if n < 2:
