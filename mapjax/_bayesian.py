@@ -56,7 +56,9 @@ def bayesian_front(
     Starts as `map_front` does. Then, batch by batch, fits the surrogate to all samples,
     traces its front, and evaluates the merges that are expected to add most to the
     hypervolume of what was evaluated (Bayesian MAP). Where `map_front` looks for the best
-    merge of random preferences, this looks for whole fronts, and knows when to stop.
+    merge of random preferences, this looks for whole fronts, and knows when to stop. With
+    groups, the traced front is of whole experts at first, as there, and points around it
+    are not.
 
     Args:
         evaluate: An `Evaluator`, or any function from `[candidates, coefficients]` to

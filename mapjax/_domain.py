@@ -71,13 +71,14 @@ class Domain(eqx.Module):
         """How many sums of coefficients are fixed: one for each group, or none."""
         return len(self.lower) // self.num_experts if self.mixtures else 0
 
-    def tied(self) -> "Domain":
-        """Give all groups of an expert one coefficient, where their bounds allow it."""
-        lower, upper = (jnp.reshape(end, (self.num_experts, -1)) for end in self.box)
-        repeats, lower, upper = lower.shape[1], lower.max(axis=1), upper.min(axis=1)
-        if repeats == 1 or bool((lower >= upper).any()):
+    def whole_experts(self) -> "Domain":
+        """Give all groups of an expert one coefficient, where they have the same bounds."""
+        lower, upper = (np.asarray(e).reshape(self.num_experts, -1) for e in self.box)
+        if any((end != end[:, :1]).any() for end in (lower, upper)):
             return self
-        return dataclasses.replace(self, lower=lower, upper=upper, repeats=repeats)
+        first = (jnp.asarray(end[:, 0]) for end in (lower, upper))
+        box = dict(zip(("lower", "upper"), first, strict=True))
+        return dataclasses.replace(self, **box, repeats=lower.shape[1])
 
     def place(
         self, searched: Float[ArrayLike, "*batch searched"]

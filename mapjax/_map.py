@@ -46,7 +46,8 @@ def map_front(
     surrogate by NSGA-III (and a gradient polish where scores are differentiable), and
     spends the rest of the budget on points of that front, round by round. With groups
     (`mapjax.group`), fronts are of merges with one coefficient per expert until more
-    merges are evaluated than there are coefficients.
+    merges are evaluated than there are coefficients, but not where groups have bounds of
+    their own, nor for "gradient".
 
     Args:
         evaluate: An `Evaluator`, or any function from `[candidates, coefficients]` to
@@ -75,7 +76,7 @@ def map_front(
             experts, but at most 11.
         tolerance: Stop before the budget is spent once the front is predicted to be
             better than the best sample by less than this, in units of the scores and on
-            average over preferences.
+            average over preferences; not while groups go together.
         design: Where to sample at first; a name from `mapjax.design`, by default
             "multiscale", or on the simplex "dirichlet". The base and the experts come
             first, and are all of it where outputs are predicted, but for `rounds=1`; the
@@ -160,7 +161,7 @@ def map_front(
             run.trace(trace_key, rough=count > 0)
             if count == 0:
                 break
-            if run.expected_gain() < tolerance and not run.few_for_groups:
+            if run.expected_gain() < tolerance and run.searched.repeats == 1:
                 run.trace(propose_key)  # the last was rough, and is now to be kept
                 break
             run.evaluate_proposals(run.propose(count, propose_key))

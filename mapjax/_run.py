@@ -144,10 +144,11 @@ class Run:
         return hessian_rank(self.num_coefficients, self.domain.num_experts, self.capacity)
 
     @property
-    def few_for_groups(self) -> bool:
-        """Whether samples cannot tell yet what each group does, and so groups go together."""
-        grouped = self.domain.num_experts < self.num_coefficients
-        return grouped and len(self.recorder.samples) <= self.num_coefficients
+    def searched(self) -> Domain:
+        """Where to search: groups go together while there are few samples for each."""
+        few = len(self.recorder.samples) <= self.num_coefficients
+        derived = self.family == "gradient"  # of each group
+        return self.domain.whole_experts() if few and not derived else self.domain
 
     @property
     def num_start(self) -> int:
@@ -255,13 +256,12 @@ class Run:
     def trace(self, key: PRNGKey, *, rough: bool = False) -> Front:
         """Trace the front of the last surrogate; roughly, where it only leads to the next."""
         with timed(self.seconds, "search"):
-            domain = self.domain.tied() if self.few_for_groups else self.domain
             self.front = trace(
-                *(self.fitted, self.signs, domain),
+                *(self.fitted, self.signs, self.searched),
                 num_points=self.num_points,
                 num_generations=self.num_generations,
                 rough=rough,
-                start=self._start(domain, key),
+                start=self._start(key),
                 key=key,
             )
         return self.front
@@ -367,13 +367,13 @@ class Run:
             num_tied=self.domain.num_tied,
         )
 
-    def _start(self, domain: Domain, key: PRNGKey) -> np.ndarray:
+    def _start(self, key: PRNGKey) -> np.ndarray:
         """Give points to begin from: of the last front, or samples, half a generation first."""
-        drawn = domain.start(self.num_points, jax.random.fold_in(key, 1))
+        drawn = self.searched.start(self.num_points, jax.random.fold_in(key, 1))
         known: Any = self.front or self.recorder.samples
         scores = np.asarray(known.scores) * self.signs
         kept = pareto.spread_subset(scores, self.num_points // 2)
-        best = np.asarray(known.coefficients)[np.asarray(kept), :: domain.repeats]
+        best = np.asarray(known.coefficients)[np.asarray(kept), :: self.searched.repeats]
         return np.concatenate([best, drawn])
 
     def _worth(self, scores: Any) -> np.ndarray:

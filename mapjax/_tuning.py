@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from mapjax import metrics
 from mapjax._checks import check_count, read_bounds
-from mapjax._jit import lenient
+from mapjax._jit import automatic, lenient
 from mapjax._keys import check_key
 from mapjax._result import RESULTS, Front, Samples, explain, judge, provenance
 from mapjax._solution import Solution
@@ -248,6 +248,7 @@ def _measure(
 
 
 @eqx.filter_jit
+@automatic
 def _walk(
     rule: Callable[..., PyTree],
     tasks: tuple[Task, ...],

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import mapjax as mj
 from mapjax import rules, transforms
@@ -198,7 +198,7 @@ def test_an_evaluator_serves_where_its_mesh_is_set(made, both, mesh):
         one, four = list(evaluators(both, mesh)) if made == "after" else before
         scores, seen = four.scores_and_outputs(c)
         inside = [scores, scores[0], seen["task_1"][1:], four.outputs(c)["task_0"]]
-        shapes = four.output_shapes()
+        shapes, fingerprint = four.output_shapes(), four.fingerprint()
         merged = four.rule([0.3, 0.5])["layer_0"] + 1.0
     want, expected = one.scores_and_outputs(c)
     outside = [want, want[0], expected["task_1"][1:], one.outputs(c)["task_0"]]
@@ -206,6 +206,36 @@ def test_an_evaluator_serves_where_its_mesh_is_set(made, both, mesh):
     assert all(x.shape == shapes[name].shape for name, x in one.output_shapes().items())
     np.testing.assert_allclose(merged, one.rule([0.3, 0.5])["layer_0"] + 1.0, 1e-3, 1e-4)
     np.testing.assert_array_equal(four(c)[0], want[0])
+    assert fingerprint == one.fingerprint()
+
+
+def test_other_meshes_that_are_set(both, mesh):
+    c = np.eye(2, dtype=np.float32)
+    one, four = evaluators(both, mesh)
+    want = one(c)
+    automatic = Mesh(mesh.devices, mesh.axis_names)
+    *_, plain = evaluators(both, automatic)
+    for evaluator, there in ((plain, mesh), (four, automatic)):
+        with jax.set_mesh(there):  # the same axes of another type
+            np.testing.assert_allclose(evaluator(c)[0] + 1.0, want[0] + 1.0, 1e-3)
+            assert evaluator.rule([0.3, 0.5])["layer_0"].shape == (8, 8)
+    with jax.set_mesh(jax.make_mesh((4,), ("candidates",))):
+        with pytest.raises(ValueError, match=r"axes .*data.* has set .*candidates"):
+            four(c)
+        with pytest.raises(ValueError, match="pass that one"):
+            list(evaluators(both[:1] * 2, mesh))
+
+
+def test_an_evaluator_inside_of_a_program(both, mesh):
+    c = jnp.array([[0.3, 0.5], [1.0, 0.0]])
+    one, four = evaluators(both, mesh)
+    want = np.asarray(one(c))
+    # Known while it is traced, so that a program of its own runs.
+    got = jax.jit(lambda x: four(np.asarray(c)) + x)(0.0)
+    np.testing.assert_allclose(got, want, 1e-3)
+    np.testing.assert_allclose(jax.jit(four)(c), want, 1e-3)
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(jax.jit(four)(c), want, 1e-3)
 
 
 @pytest.mark.slow

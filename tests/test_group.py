@@ -256,28 +256,41 @@ def test_groups_go_together_until_samples_can_tell_them_apart(problem):
         c = np.asarray(found.coefficients).reshape(-1, 2, 2)
         np.testing.assert_array_equal(c[..., 0], c[..., 1])
     assert len(solution.samples) == 7
+    # Tolerance stops no search that has not looked at the groups.
+    assert len(mj.map_front(evaluator, budget=5, tolerance=10.0, **ASKED).samples) == 5
     # Such merges are those without groups, and their scores too.
     whole = mj.Evaluator(tv, tasks)(c[..., 0])
     np.testing.assert_allclose(evaluator(solution.front.coefficients), whole, atol=1e-6)
 
 
 def test_a_search_of_what_groups_share():
-    lower, upper = jnp.array([0.0, 0.2, 0, 0]), jnp.array([1.0, 2, 0.5, 1])
-    box = Domain(lower, upper, 2)
-    tied = box.tied()
-    np.testing.assert_allclose(tied.box, [[0.2, 0], [1, 0.5]])
-    np.testing.assert_allclose(tied.place(jnp.array([0.3, 0.4])), [0.3, 0.3, 0.4, 0.4])
-    apart = Domain(jnp.array([0.0, 1.0]), jnp.array([1.0, 2.0]), 1)
-    assert apart.tied() is apart
-    alone = Domain(lower[:2], upper[:2], 2)
-    assert alone.tied() is alone
-    mixtures = Domain(jnp.zeros(4), jnp.ones(4), 2, mixtures=True).tied()
+    lower, upper = jnp.array([0.2, 0.2, 0, 0]), jnp.array([1.0, 1.0, 0.5, 0.5])
+    whole = Domain(lower, upper, 2).whole_experts()
+    np.testing.assert_allclose(whole.box, [[0.2, 0], [1, 0.5]])
+    np.testing.assert_allclose(whole.place(jnp.array([0.3, 0.4])), [0.3, 0.3, 0.4, 0.4])
+    own_bounds = Domain(lower, upper.at[0].set(0.9), 2)
+    assert own_bounds.whole_experts() is own_bounds
+    assert Domain(lower[1:3], upper[1:3], 2).whole_experts().repeats == 1
+    mixtures = Domain(jnp.zeros(4), jnp.ones(4), 2, mixtures=True).whole_experts()
     np.testing.assert_allclose(
         mixtures.place(jnp.array([0.2, 0.6])), [0.25, 0.25, 0.75, 0.75]
     )
     starts = mixtures.start(5, KEY)
     np.testing.assert_allclose(starts.sum(axis=1), 1, rtol=1e-6)
     assert starts.shape == (5, 2)
+
+
+@pytest.mark.slow
+def test_groups_with_bounds_of_their_own_are_searched_apart(problem):
+    tv, tasks = problem
+    evaluator = mj.Evaluator(group(tv, "block_0"), tasks)
+    bounds = np.zeros(4), np.array([0.1, 1, 0.1, 1])
+    front = mj.map_front(evaluator, budget=4, bounds=bounds, **ASKED).front
+    c = np.asarray(front.coefficients)
+    assert (c <= bounds[1] + 1e-6).all()
+    assert (c[:, ::2] != c[:, 1::2]).any()
+    stopped = mj.map_front(evaluator, budget=8, bounds=bounds, tolerance=10.0, **ASKED)
+    assert len(stopped.samples) == 3
 
 
 @pytest.mark.slow

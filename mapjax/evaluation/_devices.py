@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 
-def automatic(mesh: Mesh | None) -> Mesh | None:
+def with_automatic_axes(mesh: Mesh | None) -> Mesh | None:
     """Take the same devices with axes along which the compiler shards as it likes.
 
     What shares out the candidates is `shard_map`, whatever kind of axes a user has made.
@@ -21,8 +21,21 @@ def automatic(mesh: Mesh | None) -> Mesh | None:
 
 
 def inside(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-    """Work on a mesh, whatever mesh the caller has set."""
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    """Work on a mesh, whatever mesh of these devices the caller has set.
+
+    Raises:
+        ValueError: If the mesh that is set has explicit axes, and others.
+    """
+    here = jax.sharding.get_abstract_mesh()
+    if mesh is None or here.empty:  # inside of `jax.jit`, no mesh may be set
+        return contextlib.nullcontext()
+    if here.explicit_axes and here.shape != mesh.shape:
+        raise ValueError(
+            f"The evaluator's mesh has the axes {dict(mesh.shape)}, and the one that "
+            f"`jax.set_mesh` has set {dict(here.shape)}, which are explicit: pass that one "
+            "as `mesh`, or none."
+        )
+    return jax.set_mesh(mesh)
 
 
 def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -43,9 +56,11 @@ def place(tree: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def handed_over(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """Return arrays as the caller can use them, who may have set the mesh as it was made."""
-    is_set = mesh and jax.sharding.get_abstract_mesh() == mesh.abstract_mesh
-    return place(tree, mesh) if is_set else tree
+    """Return arrays as the caller can use them, on a mesh with explicit axes if one is set."""
+    here = jax.sharding.get_abstract_mesh()
+    if mesh is None or not here.explicit_axes or here.shape != mesh.shape:
+        return tree
+    return place(tree, Mesh(mesh.devices, mesh.axis_names, axis_types=here.axis_types))
 
 
 def _same(one: Any, other: Mesh) -> bool:

@@ -12,16 +12,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from mapjax._checks import check_least
+from mapjax._jit import automatic
 from mapjax._progress import progress_bar
 from mapjax._types import ArrayLike, Direction
 from mapjax.evaluation._devices import (
-    automatic,
     handed_over,
     in_shares,
     inside,
     num_shares,
     place,
     share,
+    with_automatic_axes,
 )
 from mapjax.evaluation._fingerprint import fingerprints
 from mapjax.evaluation._inputs import as_rule, as_tasks, check_shape, check_task
@@ -89,10 +90,10 @@ class Evaluator:
             raise ValueError(f"`memory_limit` is {memory_limit}, but must be at least 1.")
         rule, self.num_coefficients = as_rule(rule, num_coefficients)
         self.memory_limit = memory_limit
-        self.mesh, self._devices = mesh, automatic(mesh)
-        self._placed = place((rule, as_tasks(tasks)), self._devices)
+        self.mesh, self._devices = mesh, with_automatic_axes(mesh)
+        self._rule, self._tasks = whole = place((rule, as_tasks(tasks)), self._devices)
         # Parted once: a call then hands over arrays alone.
-        self._arrays, self._static = eqx.partition(self._placed, eqx.is_array)
+        self._arrays, self._static = eqx.partition(whole, eqx.is_array)
         self._chunk_size, self._batch_size = chunk_size, batch_size
         self._signature = signature(self._arrays, self._static)
         self._programs: dict[tuple[Kind, Any, Any], Program] = {}
@@ -100,7 +101,7 @@ class Evaluator:
         # Before any work, so that a wrong function fails at once.
         with inside(self._devices):
             params, size = self._parameter_shapes(), self._batch_size or BATCH_SIZE
-            for task in self._placed[1]:
+            for task in self._tasks:
                 check_task(task, params, size)
 
     def replace(
@@ -135,28 +136,28 @@ class Evaluator:
 
     def __repr__(self) -> str:
         """Name the tasks, and say how many coefficients and examples there are."""
-        tasks = ", ".join(f"{t.name!r} ({t.num_examples:,} examples)" for t in self.tasks)
+        tasks = ", ".join(f"{t.name!r} ({t.num_examples:,} examples)" for t in self._tasks)
         return f"<Evaluator of {self.num_coefficients} coefficients on {tasks}>"
 
     @property
     def rule(self) -> Any:
         """What merges: from coefficients to parameters."""
-        return handed_over(self._placed[0], self.mesh)
+        return handed_over(self._rule, self.mesh)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What merges are scored on."""
-        return handed_over(self._placed[1], self.mesh)
+        return handed_over(self._tasks, self.mesh)
 
     @property
     def task_names(self) -> tuple[str, ...]:
         """The tasks' names, in the order of the scores."""
-        return tuple(task.name for task in self.tasks)
+        return tuple(task.name for task in self._tasks)
 
     @property
     def directions(self) -> tuple[Direction, ...]:
         """Whether higher scores are better, task by task."""
-        return tuple(task.direction for task in self.tasks)
+        return tuple(task.direction for task in self._tasks)
 
     @property
     def coefficient_names(self) -> tuple[str, ...]:
@@ -164,7 +165,7 @@ class Evaluator:
         vectors = self._task_vectors
         if vectors is not None:
             return vectors.coefficient_names
-        names = tuple(getattr(self.rule, "coefficient_names", ()))
+        names = tuple(getattr(self._rule, "coefficient_names", ()))
         known = len(names) == self.num_coefficients
         return names if known else tuple(f"c{i}" for i in range(self.num_coefficients))
 
@@ -177,18 +178,18 @@ class Evaluator:
     @property
     def bounds(self) -> Any:
         """What drivers search by default: the rule's `bounds`, or the unit box."""
-        return getattr(self.rule, "bounds", (0.0, 1.0))
+        return getattr(self._rule, "bounds", (0.0, 1.0))
 
     @property
     def design(self) -> str | None:
         """Where drivers sample at first by default, where the rule says so."""
-        return getattr(self.rule, "design", None)
+        return getattr(self._rule, "design", None)
 
     @property
     def _task_vectors(self) -> TaskVectors | None:
         """What is merged, where the rule says so."""
-        first = (getattr(self.rule, "args", None) or (None,))[0]
-        vectors = getattr(self.rule, "task_vectors", first)
+        first = (getattr(self._rule, "args", None) or (None,))[0]
+        vectors = getattr(self._rule, "task_vectors", first)
         known = isinstance(vectors, TaskVectors)
         return (
             vectors if known and vectors.num_coefficients == self.num_coefficients else None
@@ -222,9 +223,10 @@ class Evaluator:
             `data`; None for a rule or a task without arrays.
         """
         if self._fingerprint is None:
-            parameters, *data = fingerprints([self.rule, *self.tasks])
+            with inside(self._devices):
+                parameters, *data = fingerprints([self._rule, *self._tasks])
             groups = getattr(self._task_vectors, "groups", ())
-            label = getattr(self.rule, "label", "")
+            label = getattr(self._rule, "label", "")
             if groups or label:  # the same arrays, but other merges
                 words = repr((parameters, groups, label)).encode()
                 parameters = hashlib.sha256(words).hexdigest()[:16]
@@ -286,7 +288,7 @@ class Evaluator:
             params = self._parameter_shapes()
             return {
                 task.name: eqx.filter_eval_shape(Task.outputs, task, params, size)
-                for task in self._placed[1]
+                for task in self._tasks
             }
 
     def value_and_jacobian(
@@ -311,7 +313,7 @@ class Evaluator:
         Raises:
             ValueError: If a metric is a step function, such as accuracy.
         """
-        steps = [t.name for t in self.tasks if not t.metric.differentiable]
+        steps = [t.name for t in self._tasks if not t.metric.differentiable]
         if steps:
             raise ValueError(
                 f"The metrics of {steps} are not differentiable (their derivative is zero "
@@ -322,14 +324,15 @@ class Evaluator:
 
     def _parameter_shapes(self) -> PyTree:
         c = jax.ShapeDtypeStruct((self.num_coefficients,), _dtype())
-        return eqx.filter_eval_shape(self._placed[0], c)
+        return eqx.filter_eval_shape(self._rule, c)
 
     def _run(self, kind: Kind, coefficients: Any, progress: bool | None) -> Any:
         if runs_inline(coefficients):
             coefficients = jnp.asarray(coefficients, _dtype())
             check_shape(coefficients, self.num_coefficients, self.expert_names)
             sizes = self._batch_size or BATCH_SIZE, self._chunk_size or 1
-            return evaluate(self.rule, self.tasks, coefficients, kind, *sizes)
+            inline = automatic(evaluate)
+            return inline(self.rule, self.tasks, coefficients, kind, *sizes)
         c = np.asarray(coefficients, dtype=_dtype())
         check_shape(c, self.num_coefficients, self.expert_names)
         program = self.program(kind)
@@ -338,7 +341,8 @@ class Evaluator:
         rows = c if count else np.zeros((1, c.shape[1]), c.dtype)
         padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % size, axis=0)])
         blocks = []
-        with progress_bar("Evaluating merges", count, show=progress) as advance:
+        bar = progress_bar("Evaluating merges", count, show=progress)
+        with inside(self._devices), bar as advance:
             for start in range(0, len(padded), size):
                 block = share(padded[start : start + size], self._devices)
                 blocks.append(program.run(self._arrays, block))
@@ -346,7 +350,6 @@ class Evaluator:
                     jax.block_until_ready(blocks[-2])
                     advance(size)
             jax.block_until_ready(blocks)
-        with inside(self._devices):
             joined = jax.tree.map(lambda *x: _join(x, count), *blocks)
         joined = handed_over(joined, self.mesh)
         # JAX sorts the keys of dictionaries; a reader expects the tasks in their order.

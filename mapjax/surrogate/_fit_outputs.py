@@ -142,7 +142,7 @@ def fit_outputs(
         for tree, y, metric in zip(outputs, targets, metrics, strict=True)
     ]
     measured = (
-        _scores(rows, np.eye(count), dtype)
+        _scores(rows, [np.eye(count)], dtype)[0]
         if scores is None
         else np.asarray(scores, np.float64)[usable]
     )
@@ -162,12 +162,11 @@ def fit_outputs(
     smoothers = np.stack([each.left_out(penalty) for each, penalty in options])
     smoothers[:, np.setdiff1d(np.arange(count), judged)] = np.nan
     # Of many examples a share tells which option is best, at a share of the cost.
-    parted, truth = any(task.can_part for task in rows), measured
-    tried = [task.part() for task in rows]
-    predicted = _scores(tried, np.concatenate(smoothers), dtype)
-    predicted = predicted.reshape(len(options), *measured.shape)
-    if parted:
-        truth = np.where(np.isnan(measured), np.nan, _scores(tried, np.eye(count), dtype))
+    parted, tried = any(task.can_part for task in rows), [task.part() for task in rows]
+    itself = [np.eye(count)] if parted else []
+    predicted = _scores(tried, [*smoothers, *itself], dtype)
+    truth = np.where(np.isnan(measured), np.nan, predicted[-1]) if parted else measured
+    predicted = predicted[: len(options)]
     weights = np.ones(len(finite[0])) if importance is None else np.asarray(importance)
     seen = weights[usable][others]
     loss = losses(options, predicted[:, others], truth[others], seen)
@@ -179,8 +178,9 @@ def fit_outputs(
     highest = max((d for d in degrees if not (far and math.isinf(d))), default=math.inf)
     widest = np.asarray([gram.degree == highest for gram, _ in options])
     doubt, its_penalty = options[int(np.argmin(np.where(widest, loss, np.inf)))]
-    looked_at = _scores(rows, smoothers[best], dtype) if parted else predicted[best]
-    fitted, blend = _scores(rows, chosen.hat(penalty), dtype), np.zeros(len(rows))
+    again = [smoothers[best]] if parted else []
+    whole, blend = _scores(rows, [chosen.hat(penalty), *again], dtype), np.zeros(len(rows))
+    fitted, looked_at = whole[0], whole[1] if parted else predicted[best]
     if scalar is not None and len(others) >= LEAST_JUDGES and count >= num_unknowns:
         theirs = np.asarray(scalar.left_out, np.float64)[usable]
         blend = best_blend(looked_at[others], theirs[others], measured[others])
@@ -273,11 +273,15 @@ def _make(outputs: PyTree, targets: PyTree, metric: Any) -> Rows:
     return make_rows(outputs, targets, metric, max(1, BLOCK // max(width, 1)))
 
 
-def _scores(rows: list[Rows], matrix: np.ndarray, dtype: Any) -> np.ndarray:
-    """Score weighted sums of samples, one per row of the matrix, on every task.
+def _scores(rows: list[Rows], matrices: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+    """Score weighted sums of samples, one per row of each matrix, on every task.
 
-    A row with a NaN has NaN scores.
+    A row with a NaN has NaN scores. Together, as few rows take as long as `_SETS`.
+
+    Returns:
+        `[matrices, rows, tasks]`.
     """
+    matrix = np.concatenate(matrices)
     known = np.flatnonzero(~np.isnan(matrix).any(axis=1))
     room = jax.tree.leaves(rows[0].outputs)[0].shape[1]
     filled = np.zeros((-(-len(known) // _SETS) * _SETS, room), np.dtype(dtype))
@@ -288,7 +292,7 @@ def _scores(rows: list[Rows], matrix: np.ndarray, dtype: Any) -> np.ndarray:
         found = [[_score_all(task, block) for block in blocks] for task in rows]
         columns = [np.concatenate(jax.device_get(x))[: len(known)] for x in found]
         scores[known] = np.stack(columns, axis=1)
-    return scores
+    return scores.reshape(len(matrices), -1, len(rows))
 
 
 @eqx.filter_jit
