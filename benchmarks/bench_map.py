@@ -1,5 +1,9 @@
 """`map_front` without its evaluations, and how good the front is that it finds."""
 
+import os
+import subprocess
+import sys
+import tempfile
 from typing import Any
 
 import jax
@@ -70,6 +74,37 @@ def fit_and_front(evaluate: mj.Evaluator, budget: int) -> dict[str, float]:
     }
 
 
+_ONE_CALL = """
+import time, jax, mapjax as mj
+from benchmarks.bench_map import network
+evaluate = network(3, 500, 10)
+begun = time.perf_counter()
+mj.map_front(evaluate, budget=20, key=jax.random.key(0), progress=False)
+print(time.perf_counter() - begun)
+"""
+
+
+def in_new_processes() -> dict[str, float]:
+    """Time the first call of a process, before and after JAX's cache on disk is filled."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Most programs compile in less than the second that JAX keeps one for by default.
+        cache = {"JAX_COMPILATION_CACHE_DIR": folder}
+        cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        seconds = [
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", _ONE_CALL],
+                    env=os.environ | cache,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                ).stdout
+            )
+            for _ in range(4)
+        ]
+    return {"first": seconds[0], "cached": float(np.median(seconds[1:]))}
+
+
 def main() -> None:
     arguments = parser(__doc__ or "").parse_args()
     figures: dict[str, Any] = {}
@@ -101,6 +136,7 @@ def main() -> None:
     for budget in (tasks + 1, (tasks + 1) * (tasks + 2)):
         name = f"{tasks} x {examples:,} x {classes}, {budget} evaluations"
         figures[name] = fit_and_front(evaluate, budget)
+    figures["new processes"] = in_new_processes()
     report("map", figures, arguments.output)
 
 

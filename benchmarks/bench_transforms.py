@@ -2,8 +2,9 @@
 
 Coefficients are chosen on validation examples; all figures are of test examples. Of the
 budget, eight evaluations look for the common scale of the rule's vectors, which sets the
-box, and `map_front` spends the rest. What a rule reads is of training examples. Scores are
-shown in points (hundredths).
+box, and `map_front` spends the rest; of a rule that reads proportions alone, one evaluates
+the uniform merge. What a rule reads is of training examples. Scores are shown in points
+(hundredths).
 """
 
 import argparse
@@ -14,20 +15,65 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+from jaxtyping import Array, PyTree
 
 import mapjax as mj
 from benchmarks._report import parser, report
 from benchmarks.methods._closed import fishers
-from benchmarks.methods._drivers import grams
-from benchmarks.suites import SUITES, Suite, load
-from mapjax import pareto, transforms
+from benchmarks.methods._drivers import grams, inputs, match_layers, react
+from benchmarks.suites import SUITES, Suite, load, with_rule
+from mapjax import pareto, rules, transforms
 
 SCALES = np.array([0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5])
 KEY = jax.random.key(0)
 
 
-RULES: dict[str, Callable[[Suite], mj.TaskVectors]] = {
+RANK = 16
+
+
+def moments(suite: Suite, steps: int = 500, batch: int = 64) -> list[Any]:
+    """Follow Adam's second moments at each expert, on batches of training examples.
+
+    The state that trained it is gone; this one sees the same gradients as if the expert had
+    been trained on, at a rate of zero.
+    """
+    experts = np.eye(suite.task_vectors.num_tasks, dtype=np.float32)
+    return [
+        transforms.second_moments(_adam(task, expert, steps, batch))
+        for task, expert in zip(
+            suite.train.tasks,
+            (mj.merge(suite.task_vectors, one) for one in experts),
+            strict=True,
+        )
+    ]
+
+
+def _adam(task: mj.Task, params: PyTree, steps: int, batch: int) -> PyTree:
+    """Show an expert's gradients to Adam, and keep its state."""
+    optimizer = optax.adam(1e-3)
+
+    def loss(params: PyTree, rows: Array) -> Array:
+        x, y = jax.tree.map(lambda a: jnp.asarray(a)[rows], (task.inputs, task.targets))
+        return mj.metrics.cross_entropy(task.predict(params, x), y)
+
+    @jax.jit
+    def step(i: Array, state: PyTree) -> PyTree:
+        rows = jax.random.randint(
+            jax.random.fold_in(KEY, i), (batch,), 0, task.num_examples
+        )
+        return optimizer.update(jax.grad(loss)(params, rows), state)[1]
+
+    return jax.lax.fori_loop(0, steps, step, optimizer.init(params))
+
+
+def _factors(suite: Suite) -> mj.TaskVectors:
+    return mj.low_rank(suite.task_vectors, rank=RANK)
+
+
+RULES: dict[str, Callable[[Suite], mj.TaskVectors | Callable[..., PyTree]]] = {
     "task arithmetic": lambda suite: suite.task_vectors,
     "ties": lambda suite: transforms.ties(suite.task_vectors),
     "dare": lambda suite: transforms.dare(suite.task_vectors, density=0.5, key=KEY),
@@ -49,9 +95,31 @@ RULES: dict[str, Callable[[Suite], mj.TaskVectors]] = {
     "opcm": lambda suite: transforms.opcm(suite.task_vectors),
     "doge": lambda suite: transforms.doge(suite.task_vectors),
     "regmean": lambda suite: transforms.regmean(suite.task_vectors, grams(suite, None)),
-    "fisher": lambda suite: transforms.fisher_weighted(
+    "regmean_pp": lambda suite: transforms.regmean_pp(
+        suite.task_vectors, suite.train.tasks[0].predict, inputs(suite, None)
+    ),
+    "fisher_weighted": lambda suite: transforms.fisher_weighted(
         suite.task_vectors, fishers(suite, None)
     ),
+    "ota": lambda suite: transforms.ota(suite.task_vectors, moments(suite)),
+    f"low_rank, {RANK}": _factors,
+    f"knots of ties, {RANK}": lambda suite: transforms.knots(
+        _factors(suite), transforms.ties
+    ),
+    f"core_space of tsv, {RANK}": lambda suite: transforms.core_space(
+        _factors(suite), transforms.tsv
+    ),
+    "rules.multi_slerp": lambda suite: rules.multi_slerp(suite.task_vectors),
+    "rules.layer_swap": lambda suite: rules.layer_swap(suite.task_vectors),
+    "rules.wudi_mean": lambda suite: rules.wudi_mean(suite.task_vectors),
+    "rules.fisher_mean": lambda suite: rules.fisher_mean(
+        suite.task_vectors, fishers(suite, None)
+    ),
+    "rules.regmean_mean": lambda suite: rules.regmean_mean(
+        suite.task_vectors, grams(suite, None)
+    ),
+    "rules.react": react,
+    "rules.match_layers": match_layers,
     "task arithmetic, by depth": lambda suite: mj.group(suite.task_vectors, "depth"),
     "regmean, by depth": lambda suite: mj.group(
         transforms.regmean(suite.task_vectors, grams(suite, None)), "depth"
@@ -62,19 +130,20 @@ RULES: dict[str, Callable[[Suite], mj.TaskVectors]] = {
 def measure(suite: Suite, rule: str, budget: int) -> dict[str, Any]:
     """Spend a budget on validation examples, and score what was found on the test's."""
     begun = time.perf_counter()
-    vectors = jax.block_until_ready(RULES[rule](suite))
+    made = jax.block_until_ready(RULES[rule](suite))
     transforming = time.perf_counter() - begun
-    validation, test = (
-        mj.Evaluator(vectors, e.tasks) for e in (suite.validation, suite.test)
-    )
-    n = vectors.num_coefficients
-    line = np.asarray(SCALES[:, None] * np.ones(n), np.float32)
+    validation, test = (with_rule(e, made) for e in (suite.validation, suite.test))
+    ones = np.ones((1, validation.num_coefficients), np.float32)
+    # What reads proportions alone has no scale.
+    mixtures = getattr(made, "bounds", None) == "simplex"
+    scales = np.ones(1) if mixtures else SCALES
+    line = np.asarray(scales[:, None] * ones, np.float32)
     on_line = np.asarray(validation(line, progress=False))
-    scale = float(SCALES[np.argmax(on_line.mean(axis=1))])
+    scale = float(scales[np.argmax(on_line.mean(axis=1))])
     solution = mj.map_front(
         validation,
-        budget=budget - len(SCALES),
-        bounds=(0.0, max(1.0, 3 * scale)),
+        budget=budget - len(line),
+        bounds=None if mixtures else (0.0, max(1.0, 3 * scale)),
         key=jax.random.key(suite.seed),
         progress=False,
     )
@@ -90,8 +159,7 @@ def measure(suite: Suite, rule: str, budget: int) -> dict[str, Any]:
     best = np.argmax(scores.mean(axis=1))
     return {
         "best_average": 100 * float(test(evaluated[[best]], progress=False).mean()),
-        "sum_of_ones": 100
-        * float(test(np.ones((1, n), np.float32), progress=False).mean()),
+        "sum_of_ones": 100 * float(test(ones, progress=False).mean()),
         "best_scale": scale,
         "front": real.tolist(),
         "evaluations": len(scores),

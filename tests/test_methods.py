@@ -12,6 +12,7 @@ from pymoo.core.problem import Problem
 from pymoo.optimize import minimize
 
 import mapjax as mj
+from benchmarks import bench_transforms
 from benchmarks.methods import METHODS, _botorch, _closed, _direct, _paper, _single
 from benchmarks.methods._registry import NOT_RUN
 
@@ -32,6 +33,33 @@ def suite():
 
 def corners():
     return np.eye(N + 1, N, k=-1)
+
+
+def test_every_transform_and_rule_is_measured():
+    helpers = {
+        "Gram",
+        "InputAxes",
+        "MergeRule",
+        "fisher",
+        "gram_matrices",
+        "second_moments",
+    }
+    not_for_eight = {"slerp", "nuslerp"}
+    as_soups = {"weighted_average"}  # task arithmetic among mixtures
+    public = {
+        name
+        for module in (mj.transforms, mj.rules)
+        for name, value in vars(module).items()
+        if callable(value) and not name.startswith("_")
+    }
+    measured = {
+        rule.removeprefix("rules.").split(" of ")[0].split(",")[0]
+        for rule in bench_transforms.RULES
+    }
+    assert public - helpers - not_for_eight - as_soups == measured - {
+        "low_rank",
+        "task arithmetic",
+    }
 
 
 @pytest.mark.parametrize("name", TESTED)
