@@ -209,6 +209,7 @@ def test_an_evaluator_serves_where_its_mesh_is_set(made, both, mesh):
     assert fingerprint == one.fingerprint()
 
 
+@pytest.mark.slow
 def test_other_meshes_that_are_set(both, mesh):
     c = np.eye(2, dtype=np.float32)
     one, four = evaluators(both, mesh)
@@ -226,6 +227,7 @@ def test_other_meshes_that_are_set(both, mesh):
             list(evaluators(both[:1] * 2, mesh))
 
 
+@pytest.mark.slow
 def test_an_evaluator_inside_of_a_program(both, mesh):
     c = jnp.array([[0.3, 0.5], [1.0, 0.0]])
     one, four = evaluators(both, mesh)

@@ -248,6 +248,7 @@ def test_blocks_beat_tasks(problem):
     assert mj.merge(blocks, solution.pick([1, 1]))["head"].shape == (CLASSES,)
 
 
+@pytest.mark.slow
 def test_groups_go_together_until_samples_can_tell_them_apart(problem):
     tv, tasks = problem
     evaluator = mj.Evaluator(group(tv, "block_0"), tasks)
