@@ -29,8 +29,6 @@ from mapjax import pareto, rules, transforms
 
 SCALES = np.array([0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5])
 KEY = jax.random.key(0)
-
-
 RANK = 16
 
 
@@ -40,15 +38,8 @@ def moments(suite: Suite, steps: int = 500, batch: int = 64) -> list[Any]:
     The state that trained it is gone; this one sees the same gradients as if the expert had
     been trained on, at a rate of zero.
     """
-    experts = np.eye(suite.task_vectors.num_tasks, dtype=np.float32)
-    return [
-        transforms.second_moments(_adam(task, expert, steps, batch))
-        for task, expert in zip(
-            suite.train.tasks,
-            (mj.merge(suite.task_vectors, one) for one in experts),
-            strict=True,
-        )
-    ]
+    each = zip(suite.train.tasks, suite.experts, strict=True)
+    return [transforms.second_moments(_adam(*one, steps, batch)) for one in each]
 
 
 def _adam(task: mj.Task, params: PyTree, steps: int, batch: int) -> PyTree:

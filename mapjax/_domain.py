@@ -73,12 +73,12 @@ class Domain(eqx.Module):
 
     def whole_experts(self) -> "Domain":
         """Give all groups of an expert one coefficient, where they have the same bounds."""
-        lower, upper = (np.asarray(e).reshape(self.num_experts, -1) for e in self.box)
-        if any((end != end[:, :1]).any() for end in (lower, upper)):
+        ends = [np.asarray(end).reshape(self.num_experts, -1) for end in self.box]
+        if any((end != end[:, :1]).any() for end in ends):
             return self
-        first = (jnp.asarray(end[:, 0]) for end in (lower, upper))
-        box = dict(zip(("lower", "upper"), first, strict=True))
-        return dataclasses.replace(self, **box, repeats=lower.shape[1])
+        lower, upper = (jnp.asarray(end[:, 0]) for end in ends)
+        repeats = ends[0].shape[1]
+        return dataclasses.replace(self, lower=lower, upper=upper, repeats=repeats)
 
     def place(
         self, searched: Float[ArrayLike, "*batch searched"]

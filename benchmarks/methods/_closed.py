@@ -45,12 +45,8 @@ def fisher_mean(suite: Suite) -> rules.MergeRule:
 
 def fishers(suite: Suite, most: int | None = 500) -> list[PyTree]:
     """Estimate the diagonal Fisher information of each expert on its training examples."""
-    vectors = suite.task_vectors
-    experts = np.eye(vectors.num_tasks, dtype=np.float32)
-    return [
-        _fisher(task, mj.merge(vectors, one), most)
-        for task, one in zip(suite.train.tasks, experts, strict=True)
-    ]
+    each = zip(suite.train.tasks, suite.experts, strict=True)
+    return [_fisher(task, expert, most) for task, expert in each]
 
 
 def _fisher(task: mj.Task, params: PyTree, most: int | None) -> PyTree:

@@ -82,12 +82,8 @@ def match_layers(suite: Suite) -> Any:
 
 def grams(suite: Suite, most: int | None = 500) -> list[Any]:
     """Collect what every expert's layers read of training examples of its own task."""
-    experts = np.eye(suite.task_vectors.num_tasks, dtype=np.float32)
-    each = zip(suite.train.tasks, inputs(suite, most), experts, strict=True)
-    return [
-        mj.transforms.gram_matrices(task.predict, mj.merge(suite.task_vectors, one), x)
-        for task, x, one in each
-    ]
+    each = zip(suite.train.tasks, inputs(suite, most), suite.experts, strict=True)
+    return [mj.transforms.gram_matrices(task.predict, one, x) for task, x, one in each]
 
 
 def inputs(suite: Suite, most: int | None = 500) -> list[Any]:

@@ -56,6 +56,12 @@ class Suite(NamedTuple):
         """The tasks, in the order of the scores."""
         return self.validation.task_names
 
+    @property
+    def experts(self) -> list[PyTree]:
+        """The experts' parameters, in the order of the tasks."""
+        ones = np.eye(self.task_vectors.num_tasks, dtype=np.float32)
+        return [mj.merge(self.task_vectors, one) for one in ones]
+
     def fingerprint(self) -> str:
         """Name the models, heads included, and the validation examples by their bytes.
 
